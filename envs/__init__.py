@@ -1,0 +1,49 @@
+"""Tasks and the physics engines under them; imports nothing of iqmjx."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+from envs.base import Env, State
+from envs.locomotion.ant import Ant
+from envs.locomotion.half_cheetah import HalfCheetah
+from envs.locomotion.hopper import Hopper
+from envs.locomotion.humanoid import Humanoid
+from envs.locomotion.walker2d import Walker2d
+
+REGISTRY: dict[str, type[Env]] = {
+    env.name: env for env in (Hopper, Walker2d, HalfCheetah, Ant, Humanoid)
+}
+
+__all__ = ["REGISTRY", "Env", "State", "make", "resolve"]
+
+
+def resolve(name: str) -> str:
+    """Returns the registered name for any spelling (`Humanoid-v5`, `half_cheetah`).
+
+    Raises:
+        ValueError: where no task has this name; the message lists close ones.
+    """
+    plain = re.sub(r"-v5$", "", name.strip(), flags=re.IGNORECASE)
+    plain = re.sub(r"[^a-z0-9]", "", plain.lower())
+    if plain in REGISTRY:
+        return plain
+    close = difflib.get_close_matches(plain, REGISTRY, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else "there are"
+    known = "" if close else f" {', '.join(REGISTRY)}"
+    raise ValueError(f"--env {name}: no such task; {hint}{known}")
+
+
+def make(name: str, physics: str = "auto", num_worlds: int = 1) -> Env:
+    """Builds a task by name on an engine (`auto`, `native`, `mjx`, `warp`).
+
+    Args:
+        name: any spelling that `resolve` takes.
+        physics: the engine; `auto` picks by platform.
+        num_worlds: how many worlds one vmapped call will step.
+
+    Raises:
+        ValueError: for an unknown task, or an engine the platform cannot run.
+    """
+    return REGISTRY[resolve(name)](physics, num_worlds)
