@@ -73,6 +73,10 @@ class Physics(Protocol):
         """Advances one world by `frame_skip` substeps under a constant control."""
         ...
 
+    def scratch_bytes(self) -> int:
+        """Memory that stepping all worlds takes besides their states."""
+        ...
+
 
 def resolve(engine: str) -> str:
     """Returns the engine for `auto`: native on CPU, warp on CUDA, mjx elsewhere.

@@ -79,6 +79,9 @@ class Engine:
     def step(self, state: PhysicsState, ctrl: jax.Array) -> PhysicsState:
         return self._call(self._step, state.model_fields, state.carry, ctrl)
 
+    def scratch_bytes(self) -> int:
+        return self.num_threads * mujoco.MjData(self.model).narena
+
     def _call(self, function, model_fields: dict, *inputs) -> PhysicsState:
         state = jax.pure_callback(
             function,

@@ -1,0 +1,18 @@
+"""iqmjx: IQ (Implicit Q-values) trained fast on MuJoCo.
+
+Array shapes are written with one letter per dimension throughout the package:
+
+    N  parallel worlds                 O  observation entries
+    B  transitions in one batch        A  action dimensions
+    C  replay capacity, transitions    n  bins per action dimension
+    K  updates per vector step         T  vector steps in one chunk
+    M  evaluation episodes, or start states in a bank
+
+A vector step is one control step of all N worlds; env steps count worlds, so a vector
+step is N env steps.
+
+Read the training step in three files: `agents/iq.py` (the equation), `replay.py` (the
+data), `loop.py` (the loop).
+"""
+
+__version__ = "0.1.0"

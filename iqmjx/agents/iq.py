@@ -1,0 +1,222 @@
+"""IQ and M-IQ: implicit Q-values (paper Sec. 2).
+
+A policy network and a value network stand for one soft Q-function, Eq. 1:
+
+    Q(s, a) = temperature * log pi(a|s) + V(s)
+
+so that `pi = softmax(Q / temperature)` and `V = temperature * logsumexp(Q /
+temperature)` hold by construction, and one squared TD error trains both, Eq. 2:
+
+    target = r + munchausen * temperature * log pi_target(a|s)
+               + discount * (1 - terminated) * V_target(s')
+    loss   = mean((target - temperature * log pi(a|s) - V(s))^2)
+
+IQ is munchausen = 0 (the paper's alpha); M-IQ is munchausen > 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from iqmjx.config import Config
+from iqmjx.networks import MLP
+from iqmjx.policies import Policy
+from iqmjx.policies.multicategorical import Multicategorical
+from iqmjx.replay import Transition
+
+
+@struct.dataclass
+class Params:
+    """Parameters of the two networks."""
+
+    policy: Any
+    value: Any
+
+
+@struct.dataclass
+class LearnerState:
+    """All that learning changes."""
+
+    params: Params
+    target_params: Params  # Polyak average of params
+    opt_state: optax.OptState
+
+
+@struct.dataclass
+class Statistics:
+    """Scalars of one update, means over its batch."""
+
+    loss: Float[Array, ""]  # squared TD error, reward^2
+    td_error: Float[Array, ""]  # |target - Q|, reward
+    value: Float[Array, ""]  # V(s), reward
+    target: Float[Array, ""]  # reward
+    log_prob: Float[Array, ""]  # of the replayed actions, nats
+    entropy: Float[Array, ""]  # of the policy, nats per action dimension
+    grad_norm: Float[Array, ""]
+
+
+def td_error(
+    log_prob: Float[Array, " B"],
+    value: Float[Array, " B"],
+    target_log_prob: Float[Array, " B"],
+    next_target_value: Float[Array, " B"],
+    reward: Float[Array, " B"],
+    terminated: Bool[Array, " B"],
+    *,
+    temperature: float,
+    munchausen: float,
+    discount: float,
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """The TD error of Eq. 2 and its target, which passes no gradient on."""
+    chex.assert_equal_shape(
+        [log_prob, value, target_log_prob, next_target_value, reward, terminated]
+    )
+    target = jax.lax.stop_gradient(
+        reward
+        + munchausen * temperature * target_log_prob
+        + discount * jnp.where(terminated, 0.0, next_target_value)
+    )
+    return target - (temperature * log_prob + value), target
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImplicitQ:
+    """The agent; implements `iqmjx.agents.Agent`."""
+
+    policy: Policy
+    value_network: MLP
+    optimizer: optax.GradientTransformation
+    observation_size: int
+    temperature: float
+    munchausen: float
+    discount: float
+    target_rate: float
+
+    @classmethod
+    def from_config(
+        cls, config: Config, observation_size: int, action_size: int
+    ) -> ImplicitQ:
+        """Builds the networks and the optimizer that a config describes."""
+        hidden = dict(hidden_sizes=config.hidden_sizes, layer_norm=config.layer_norm)
+        return cls(
+            policy=Multicategorical(
+                network=MLP(
+                    **hidden,
+                    num_outputs=action_size * config.num_bins,
+                    zero_last_layer=config.zero_last_layer,
+                ),
+                action_size=action_size,
+                num_bins=config.num_bins,
+                scaled=config.scaled_softmax,
+            ),
+            value_network=MLP(**hidden, num_outputs=1),
+            optimizer=optax.adam(config.learning_rate),
+            observation_size=observation_size,
+            temperature=config.temperature,
+            munchausen=config.munchausen,
+            discount=config.discounting,
+            target_rate=config.target_rate,
+        )
+
+    @property
+    def action_dtype(self) -> Any:
+        """dtype of stored actions."""
+        return self.policy.action_dtype
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """Shape of one stored action."""
+        return self.policy.action_shape
+
+    def init(self, key: PRNGKeyArray) -> LearnerState:
+        policy_key, value_key = jax.random.split(key)
+        params = Params(
+            policy=self.policy.init(policy_key, self.observation_size),
+            value=self.value_network.init(value_key, jnp.zeros(self.observation_size)),
+        )
+        return LearnerState(
+            params=params,
+            # Copies: an aliased tree could not be donated.
+            target_params=jax.tree.map(jnp.copy, params),
+            opt_state=self.optimizer.init(params),
+        )
+
+    def act(
+        self, learner: LearnerState, obs: Float[Array, "N O"], key: PRNGKeyArray
+    ) -> Array:
+        return self.policy.sample(learner.params.policy, obs, key, self.temperature)
+
+    def act_greedy(self, learner: LearnerState, obs: Float[Array, "N O"]) -> Array:
+        return self.policy.mode(learner.params.policy, obs)
+
+    def act_random(self, key: PRNGKeyArray, num_worlds: int) -> Array:
+        return self.policy.random(key, num_worlds)
+
+    def control(self, action: Array) -> Float[Array, "N A"]:
+        return self.policy.control(action)
+
+    def value(self, params: Any, obs: Float[Array, "*B O"]) -> Float[Array, "*B"]:
+        """V(s)."""
+        return self.value_network.apply(params, obs)[..., 0]
+
+    def loss(
+        self, params: Params, target_params: Params, batch: Transition
+    ) -> tuple[Float[Array, ""], Statistics]:
+        """Eq. 2 over a batch [B] of normalized observations."""
+        log_prob = self.policy.log_prob(
+            params.policy, batch.obs, batch.action, self.temperature
+        )
+        value = self.value(params.value, batch.obs)
+        target_log_prob = jnp.zeros_like(log_prob)
+        if self.munchausen > 0:
+            target_log_prob = self.policy.log_prob(
+                target_params.policy, batch.obs, batch.action, self.temperature
+            )
+        error, target = td_error(
+            log_prob,
+            value,
+            target_log_prob,
+            self.value(target_params.value, batch.next_obs),
+            batch.reward,
+            batch.terminated,
+            temperature=self.temperature,
+            munchausen=self.munchausen,
+            discount=self.discount,
+        )
+        loss = jnp.mean(jnp.square(error))
+        entropy = self.policy.entropy(params.policy, batch.obs, self.temperature)
+        statistics = Statistics(
+            loss=loss,
+            td_error=jnp.abs(error).mean(),
+            value=value.mean(),
+            target=target.mean(),
+            log_prob=log_prob.mean(),
+            entropy=entropy.mean() / self.action_shape[-1],
+            grad_norm=jnp.zeros(()),  # known after the gradient
+        )
+        return loss, statistics
+
+    def update(
+        self, learner: LearnerState, batch: Transition, key: PRNGKeyArray
+    ) -> tuple[LearnerState, Statistics]:
+        del key  # V(s') is explicit: no next action is sampled
+        gradients, statistics = jax.grad(self.loss, has_aux=True)(
+            learner.params, learner.target_params, batch
+        )
+        updates, opt_state = self.optimizer.update(
+            gradients, learner.opt_state, learner.params
+        )
+        params: Params = optax.apply_updates(learner.params, updates)
+        target_params = optax.incremental_update(
+            params, learner.target_params, self.target_rate
+        )
+        statistics = statistics.replace(grad_norm=optax.global_norm(gradients))
+        return LearnerState(params, target_params, opt_state), statistics

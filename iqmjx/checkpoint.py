@@ -1,0 +1,182 @@
+"""Orbax checkpoints of a whole TrainState, in a run folder.
+
+    RUN/checkpoints/<env steps>/   the newest few whole states: a full resume
+    RUN/best/<env steps>/          the policy of the best evaluation so far
+
+A step is written under another name and renamed when whole, so that an interrupted save
+leaves no half step behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from iqmjx import loop
+
+CHECKPOINTS = "checkpoints"
+BEST = "best"
+_NEWEST_KEPT = 2
+_SCORE = "episode_reward"
+
+
+class Store:
+    """The checkpoints of one run, open for writing."""
+
+    def __init__(self, run_folder: Path):
+        folder = run_folder.absolute()
+        newest = ocp.CheckpointManagerOptions(
+            max_to_keep=_NEWEST_KEPT, enable_async_checkpointing=False
+        )
+        best = ocp.CheckpointManagerOptions(
+            max_to_keep=1,
+            best_fn=lambda metrics: metrics[_SCORE],
+            enable_async_checkpointing=False,
+        )
+        self._newest = ocp.CheckpointManager(folder / CHECKPOINTS, options=newest)
+        self._best = ocp.CheckpointManager(folder / BEST, options=best)
+
+    def save(self, env_steps: int, state: loop.TrainState) -> None:
+        """Writes the whole state, unless this step is there already."""
+        if env_steps in self._newest.all_steps():
+            return
+        self._newest.save(env_steps, args=_save_args(_parts(state)))
+
+    def save_if_best(
+        self, env_steps: int, state: loop.TrainState, score: float
+    ) -> None:
+        """Writes the policy if no earlier evaluation scored as high."""
+        previous = self._best.best_step()
+        if previous is not None:
+            metrics = self._best.metrics(previous)
+            if metrics is not None and score <= metrics[_SCORE]:
+                return
+        if env_steps in self._best.all_steps():
+            return
+        self._best.save(
+            env_steps,
+            args=_save_args({"policy": _parts(state)["policy"]}),
+            metrics={_SCORE: score},
+        )
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._newest.close()
+        self._best.close()
+
+
+@contextlib.contextmanager
+def open_store(run_folder: Path) -> Iterator[Store]:
+    """A Store that is closed on leaving."""
+    store = Store(run_folder)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def restore_state(
+    run_folder: Path, abstract: loop.TrainState
+) -> tuple[int, loop.TrainState, list[str]]:
+    """Restores the newest whole state of a run.
+
+    Args:
+        run_folder: the run's folder.
+        abstract: shapes and dtypes of the state (`jax.eval_shape`).
+
+    Returns:
+        The env steps it was saved at, the state, and a line about each newer step that
+        could not be read.
+
+    Raises:
+        ValueError: where no step can be restored.
+    """
+    parts, step, problems = _restore_newest(run_folder / CHECKPOINTS, _parts(abstract))
+    (learner, normalizer), (worlds, key) = parts["policy"], parts["worlds"]
+    state = loop.TrainState(learner, normalizer, parts["replay"], worlds, key)
+    return step, state, problems
+
+
+def restore_policy(folder: Path, abstract: loop.TrainState) -> tuple[int, Any, Any]:
+    """Restores what acting needs from a folder of steps: (env steps, learner,
+    normalizer), of the newest whole step.
+
+    Raises:
+        ValueError: where no step can be restored.
+    """
+    wanted = {"policy": _parts(abstract)["policy"]}
+    parts, step, _ = _restore_newest(folder, wanted)
+    return step, *parts["policy"]
+
+
+def locate(path: Path) -> tuple[Path, Path]:
+    """Finds the run folder and the folder of steps that a user's path means.
+
+    Args:
+        path: a run folder, its `checkpoints` or `best`, or one step in them.
+
+    Returns:
+        (run folder, folder whose newest step is meant; or that one step).
+
+    Raises:
+        ValueError: where the path is none of these.
+    """
+    path = path.absolute()
+    for up, run_folder in enumerate([path, *path.parents[:2]]):
+        if (run_folder / "config.json").is_file():
+            return run_folder, path if up else run_folder / CHECKPOINTS
+    raise ValueError(
+        f"--checkpoint {path}: not a run folder, its checkpoints/ or one step in it "
+        f"(a run folder holds config.json)"
+    )
+
+
+def _parts(state: loop.TrainState) -> dict[str, Any]:
+    """A state as separately restorable items: acting needs only the first."""
+    return {
+        "policy": (state.learner, state.normalizer),
+        "replay": state.replay,
+        "worlds": (state.envs, state.key),
+    }
+
+
+def _save_args(parts: dict[str, Any]) -> ocp.args.Composite:
+    return ocp.args.Composite(
+        **{name: ocp.args.StandardSave(tree) for name, tree in parts.items()}
+    )
+
+
+def _restore_newest(folder: Path, wanted: dict[str, Any]) -> tuple[Any, int, list[str]]:
+    """Restores from the newest step that can be read; `folder` may be one step."""
+    args = ocp.args.Composite(
+        **{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+    )
+    folder = folder.absolute()
+    chosen = int(folder.name) if folder.name.isdigit() else None
+    root = folder.parent if chosen is not None else folder
+    if not root.is_dir():
+        raise ValueError(f"{root}: there is no checkpoint (no such folder)")
+    problems = []
+    with ocp.CheckpointManager(root, item_names=tuple(wanted)) as manager:
+        steps = sorted(manager.all_steps(), reverse=True)
+        for step in steps if chosen is None else [chosen]:
+            try:
+                restored = manager.restore(step, args=args)
+                return {name: restored[name] for name in wanted}, step, problems
+            # Damage shows in many ways (missing files, short reads, bad JSON): each is
+            # reported, and an older step tried.
+            except Exception as error:
+                reason = str(error).strip().split("\n")[0][:200]
+                problems.append(f"step {step} cannot be read: {reason}")
+    detail = "; ".join(problems) or "it holds no step"
+    raise ValueError(f"{folder}: there is no whole checkpoint to restore ({detail})")
+
+
+def abstract_state(setup: loop.Setup) -> loop.TrainState:
+    """Shapes and dtypes of a run's state, nothing computed."""
+    return jax.eval_shape(lambda: loop.init(setup, jax.random.key(0)))

@@ -1,0 +1,76 @@
+"""What a run will take of memory, known before anything is compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import psutil
+
+from iqmjx import loop
+
+_HEADROOM = 0.9
+"""Share of the free memory that the buffers may take; programs need the rest."""
+
+
+def footprint(setup: loop.Setup) -> dict[str, int]:
+    """Bytes by part of the run, from shapes alone."""
+    state: loop.TrainState = jax.eval_shape(
+        lambda: loop.init(setup, jax.random.key(0))
+    )
+    config = setup.config
+    rows = config.grad_updates_per_step * config.batch_size
+    row_bytes = tree_bytes(state.replay.data) // config.max_replay_size
+    return {
+        "replay": tree_bytes(state.replay),
+        "worlds": 2 * tree_bytes(state.envs),  # and the bank of start states
+        "contacts": setup.env.physics.scratch_bytes(),
+        "networks": tree_bytes(state.learner),
+        "batches": 2 * rows * row_bytes,  # as gathered and as normalized
+    }
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of all arrays (or shapes) in a tree."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def available() -> int:
+    """Bytes free for buffers: on the accelerator, or in the machine's memory."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    return psutil.virtual_memory().available
+
+
+def check(parts: dict[str, int], config) -> None:
+    """Refuses a run that cannot fit.
+
+    Raises:
+        ValueError: naming the flag to change and a value that fits.
+    """
+    room = int(_HEADROOM * available())
+    total = sum(parts.values())
+    if total <= room:
+        return
+    per_row = parts["replay"] / config.max_replay_size
+    rows = int((room - (total - parts["replay"])) / per_row)
+    rows = rows // config.num_envs * config.num_envs
+    if rows >= max(config.min_replay_size, config.num_envs):
+        fix = f"--max_replay_size {rows} would fit"
+    else:
+        fix = f"lower --num_envs {config.num_envs} as well"
+    raise ValueError(
+        f"--max_replay_size {config.max_replay_size}: the run needs "
+        f"{describe(total)} ({', '.join(f'{k} {describe(v)}' for k, v in parts.items())}"
+        f") and {describe(room)} are free; {fix}"
+    )
+
+
+def describe(num_bytes: float) -> str:
+    """Bytes for people: 2.9 GB."""
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} GB"

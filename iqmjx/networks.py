@@ -1,0 +1,38 @@
+"""Networks: a plain multilayer perceptron, with the recipe's two switches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+
+class MLP(nn.Module):
+    """Dense layers with ReLU, optionally LayerNorm before each ReLU.
+
+    Attributes:
+        hidden_sizes: width of each hidden layer.
+        num_outputs: width of the linear output layer.
+        layer_norm: normalize each hidden layer before its ReLU.
+        zero_last_layer: start the output layer at zero.
+    """
+
+    hidden_sizes: Sequence[int]
+    num_outputs: int
+    layer_norm: bool = True
+    zero_last_layer: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
+        for size in self.hidden_sizes:
+            x = nn.Dense(size)(x)
+            if self.layer_norm:
+                # Without scale and bias: the Dense layers around it have their own,
+                # and on a CPU their gradients cost more than all the rest of it.
+                x = nn.LayerNorm(use_bias=False, use_scale=False)(x)
+            x = nn.relu(x)
+        last_init = nn.linear.default_kernel_init
+        if self.zero_last_layer:
+            last_init = nn.initializers.zeros_init()
+        return nn.Dense(self.num_outputs, kernel_init=last_init)(x)

@@ -1,0 +1,55 @@
+"""Running mean and variance of observations.
+
+Replay stores raw observations; they are normalized when they are read, so that the
+statistics always are the newest.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float
+
+CLIP = 10.0
+"""Normalized entries are clipped to +-CLIP standard deviations."""
+VARIANCE_FLOOR = 1e-4
+"""Added to the variance: an entry that never moves is scaled by 100 at most, so that
+float32 noise in it (1e-7 of its size) stays noise."""
+
+
+@struct.dataclass
+class Normalizer:
+    """Statistics over all observations seen so far."""
+
+    mean: Float[Array, " O"]
+    variance: Float[Array, " O"]
+    count: Float[Array, ""]  # observations seen
+
+
+def init(observation_size: int) -> Normalizer:
+    """Statistics of nothing: mean 0, variance 1, count 0."""
+    return Normalizer(
+        jnp.zeros(observation_size), jnp.ones(observation_size), jnp.zeros(())
+    )
+
+
+def update(normalizer: Normalizer, obs: Float[Array, "N O"]) -> Normalizer:
+    """Adds a batch, by the parallel form of Welford's algorithm (Chan et al. 1979)."""
+    added = obs.shape[0]
+    count = normalizer.count + added
+    delta = obs.mean(0) - normalizer.mean
+    share = added / count  # of all observations, the new ones
+    return Normalizer(
+        mean=normalizer.mean + share * delta,
+        variance=(1 - share) * normalizer.variance
+        + share * (obs.var(0) + (1 - share) * jnp.square(delta)),
+        count=count,
+    )
+
+
+def normalize(
+    normalizer: Normalizer, obs: Float[Array, "*B O"]
+) -> Float[Array, "*B O"]:
+    """Observations with mean 0 and variance about 1, clipped to +-CLIP."""
+    scale = 1 / jnp.sqrt(normalizer.variance + VARIANCE_FLOOR)
+    return jnp.clip((obs - normalizer.mean) * scale, -CLIP, CLIP)

@@ -1,0 +1,56 @@
+"""Policy classes: a network and the distribution over actions that it describes."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from jaxtyping import Array, Float, PRNGKeyArray
+
+
+class Policy(Protocol):
+    """A distribution over actions given an observation, with parameters apart.
+
+    The temperature is an argument of every call: where the scaled softmax is used, it
+    shapes the distribution, and a change of it acts at once.
+    """
+
+    action_dtype: Any
+    action_shape: tuple[int, ...]
+
+    def init(self, key: PRNGKeyArray, observation_size: int) -> Any:
+        """Fresh parameters; `key` is consumed."""
+        ...
+
+    def log_prob(
+        self, params: Any, obs: Float[Array, "*B O"], action: Array, temperature: float
+    ) -> Float[Array, "*B"]:
+        """Log-probability of actions as they are stored in replay, in nats."""
+        ...
+
+    def sample(
+        self,
+        params: Any,
+        obs: Float[Array, "*B O"],
+        key: PRNGKeyArray,
+        temperature: float,
+    ) -> Array:
+        """Actions drawn from the distribution; `key` is consumed."""
+        ...
+
+    def mode(self, params: Any, obs: Float[Array, "*B O"]) -> Array:
+        """The most likely actions."""
+        ...
+
+    def entropy(
+        self, params: Any, obs: Float[Array, "*B O"], temperature: float
+    ) -> Float[Array, "*B"]:
+        """Entropy of the distribution, in nats."""
+        ...
+
+    def random(self, key: PRNGKeyArray, batch: int) -> Array:
+        """Uniformly random actions [batch, *action_shape]; `key` is consumed."""
+        ...
+
+    def control(self, action: Array) -> Float[Array, "*B A"]:
+        """The point of [-1, 1]^A that a stored action stands for."""
+        ...

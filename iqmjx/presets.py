@@ -1,0 +1,95 @@
+"""Tuned settings, as plain Python: what a preset changes from `Config`'s defaults.
+
+Later layers win: defaults, then the preset, then its settings for the task, then the
+algorithm, then the flags.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+import envs
+from iqmjx.config import Config
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Few worlds, small batches: on a CPU the updates are what time goes into.
+    "cpu": {},
+    # Many worlds, large batches: on a GPU both cost little more than small ones.
+    # Learning at this scale is not tuned yet.
+    "gpu": {
+        "num_envs": 4096,
+        "num_timesteps": 20_000_000,
+        "grad_updates_per_step": 16,
+        "batch_size": 8192,
+        "target_rate": 0.02,
+        "min_replay_size": 2**17,
+        "max_replay_size": 2**22,
+        "num_eval_envs": 64,
+    },
+    # The paper's setting (Sec. 6): plain networks, one update of 256 per env step.
+    "paper": {
+        "num_envs": 1,
+        "num_timesteps": 20_000_000,
+        "chunk_steps": 1000,
+        "grad_updates_per_step": 1,
+        "min_replay_size": 10_000,
+        "max_replay_size": 1_000_000,
+        "scaled_softmax": False,
+        "layer_norm": False,
+        "zero_last_layer": False,
+        "normalize_observations": False,
+    },
+}
+
+TASKS: dict[tuple[str, str], dict[str, Any]] = {
+    # An update on 348 observations costs twice that on 17: half as many keep the
+    # env-step rate.
+    ("cpu", "humanoid"): {"grad_updates_per_step": 4},
+}
+
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "iq": {},
+    "m_iq": {"munchausen": 0.9},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """A config, and where each of its values comes from."""
+
+    config: Config
+    preset: str
+    sources: dict[str, str]  # field name -> default | preset ... | algo ... | flag
+
+
+def resolve(given: dict[str, Any], preset: str = "auto") -> Resolved:
+    """Layers the preset, the task's and the algorithm's settings and the given values.
+
+    Args:
+        given: values the user gave, by Config field.
+        preset: a name in PRESETS, or `auto`: gpu on GPUs and TPUs, else cpu.
+
+    Raises:
+        ValueError: for an unknown preset, and as Config.
+    """
+    if preset == "auto":
+        preset = "cpu" if jax.default_backend() == "cpu" else "gpu"
+    if preset not in PRESETS:
+        raise ValueError(f"--preset {preset}: choose one of auto, {', '.join(PRESETS)}")
+    task = envs.resolve(given.get("env", Config.env))
+    algo = given.get("algo", Config.algo)
+    layers = [
+        (f"preset {preset}", PRESETS[preset]),
+        (f"preset {preset}, task {task}", TASKS.get((preset, task), {})),
+        (f"algo {algo}", ALGORITHMS.get(algo, {})),
+        ("flag", given),
+    ]
+    values: dict[str, Any] = {}
+    sources = {field.name: "default" for field in dataclasses.fields(Config)}
+    for source, layer in layers:
+        values.update(layer)
+        sources.update(dict.fromkeys(layer, source))
+    return Resolved(Config(**values), preset, sources)
