@@ -8,6 +8,7 @@ An environment is two pure functions of one world, batched by the caller with
 from __future__ import annotations
 
 import abc
+import dataclasses
 from typing import Any
 
 import jax
@@ -102,7 +103,9 @@ class Env(abc.ABC):
             obs=self.observe(world),
             reward=zero,
             done=zero,
-            metrics=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics),
+            metrics=jax.tree.map(
+                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics
+            ),
         )
 
     def step(self, state: State, action: Float[Array, " A"]) -> State:
@@ -110,7 +113,8 @@ class Env(abc.ABC):
         ctrl = self._ctrl_center + self._ctrl_scale * action
         world = self.physics.step(state.pipeline_state, ctrl)
         reward, terminated, metrics = self.judge(state.pipeline_state, world, ctrl)
-        return state.replace(
+        return dataclasses.replace(
+            state,
             pipeline_state=world,
             obs=self.observe(world),
             reward=reward,

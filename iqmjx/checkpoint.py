@@ -103,8 +103,10 @@ def restore_state(
 
 
 def restore_policy(folder: Path, abstract: loop.TrainState) -> tuple[int, Any, Any]:
-    """Restores what acting needs from a folder of steps: (env steps, learner,
-    normalizer), of the newest whole step.
+    """Restores what acting needs from the newest whole step in a folder of steps.
+
+    Returns:
+        (env steps it was saved at, learner, normalizer).
 
     Raises:
         ValueError: where no step can be restored.

@@ -72,12 +72,13 @@ def init(setup: Setup, key: PRNGKeyArray) -> TrainState:
     """The state that a run begins with; `key` is consumed."""
     config, env, agent = setup.config, setup.env, setup.agent
     learner_key, env_key, key = jax.random.split(key, 3)
-    obs = jax.ShapeDtypeStruct((env.observation_size,), jnp.float32)
+    shape: Any = jax.ShapeDtypeStruct
+    obs = shape((env.observation_size,), jnp.float32)
     example = Transition(
         obs=obs,
-        action=jax.ShapeDtypeStruct(agent.action_shape, agent.action_dtype),
-        reward=jax.ShapeDtypeStruct((), jnp.float32),
-        terminated=jax.ShapeDtypeStruct((), jnp.bool_),
+        action=shape(agent.action_shape, agent.action_dtype),
+        reward=shape((), jnp.float32),
+        terminated=shape((), jnp.bool_),
         next_obs=obs,
     )
     return TrainState(
@@ -104,7 +105,7 @@ def train_step(
     state = TrainState(state.learner, normalizer, ring, worlds, key)
     learner, learning, updates = _learn(setup, state, learn_key)
     metrics = _step_metrics(control, outcome, learning, updates)
-    return state.replace(learner=learner), metrics
+    return dataclasses.replace(state, learner=learner), metrics
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -120,7 +121,7 @@ def train_chunk(setup: Setup, state: TrainState) -> tuple[TrainState, StepMetric
     step = functools.partial(train_step, setup, bank)
     state, metrics = jax.lax.scan(
         lambda carry, _: step(carry),
-        state.replace(key=key),
+        dataclasses.replace(state, key=key),
         length=setup.config.chunk_steps,
     )
     return state, _chunk_metrics(metrics)
@@ -168,7 +169,8 @@ def _learn(setup: Setup, state: TrainState, key: PRNGKeyArray):
     num_updates, batch_size = config.grad_updates_per_step, config.batch_size
     sample_key, update_key = jax.random.split(key)
     batch = replay.sample(state.replay, sample_key, num_updates * batch_size)
-    batch = batch.replace(
+    batch = dataclasses.replace(
+        batch,
         obs=observe(setup, state.normalizer, batch.obs),
         next_obs=observe(setup, state.normalizer, batch.next_obs),
     )

@@ -15,9 +15,7 @@ _HEADROOM = 0.9
 
 def footprint(setup: loop.Setup) -> dict[str, int]:
     """Bytes by part of the run, from shapes alone."""
-    state: loop.TrainState = jax.eval_shape(
-        lambda: loop.init(setup, jax.random.key(0))
-    )
+    state: loop.TrainState = jax.eval_shape(lambda: loop.init(setup, jax.random.key(0)))
     config = setup.config
     rows = config.grad_updates_per_step * config.batch_size
     row_bytes = tree_bytes(state.replay.data) // config.max_replay_size
@@ -60,10 +58,10 @@ def check(parts: dict[str, int], config) -> None:
         fix = f"--max_replay_size {rows} would fit"
     else:
         fix = f"lower --num_envs {config.num_envs} as well"
+    sizes = ", ".join(f"{name} {describe(size)}" for name, size in parts.items())
     raise ValueError(
         f"--max_replay_size {config.max_replay_size}: the run needs "
-        f"{describe(total)} ({', '.join(f'{k} {describe(v)}' for k, v in parts.items())}"
-        f") and {describe(room)} are free; {fix}"
+        f"{describe(total)} ({sizes}) and {describe(room)} are free; {fix}"
     )
 
 

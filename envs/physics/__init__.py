@@ -13,9 +13,10 @@ state is always safe (an auto-reset is one `where`).
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -30,14 +31,14 @@ ENGINES = ("native", "mjx", "warp")
 class PhysicsState:
     """One world (or, under `jax.vmap`, a batch of worlds).
 
-    `fields` are derived quantities as MuJoCo leaves them after a step: those of the last
-    substep, one integration behind `qpos` (the convention of Gymnasium's environments).
+    `fields` are derived quantities as MuJoCo leaves them after a step: those of the
+    last substep, one integration behind `qpos` (as Gymnasium's environments read them).
     """
 
     qpos: Float[Array, "*N nq"]
     qvel: Float[Array, "*N nv"]
-    fields: dict[str, Float[Array, "..."]]  # requested derived fields, by MjData name
-    model_fields: dict[str, Float[Array, "..."]]  # per-world overrides, by MjModel name
+    fields: dict[str, Float[Array, ...]]  # requested derived fields, by MjData name
+    model_fields: dict[str, Float[Array, ...]]  # per-world overrides, by MjModel name
     overflow: Int[Array, "*N"]  # OR of OVERFLOW_* bits of the last control step
     carry: Any  # the engine's own: all else it needs to continue exactly
 
@@ -67,9 +68,7 @@ class Physics(Protocol):
         """
         ...
 
-    def step(
-        self, state: PhysicsState, ctrl: Float[Array, " nu"]
-    ) -> PhysicsState:
+    def step(self, state: PhysicsState, ctrl: Float[Array, " nu"]) -> PhysicsState:
         """Advances one world by `frame_skip` substeps under a constant control."""
         ...
 
@@ -100,8 +99,9 @@ def resolve(engine: str) -> str:
     return engine
 
 
-def compile_model(spec: mujoco.MjSpec) -> mujoco.MjModel:
-    """Compiles a model, without the notice about an attribute in Gymnasium's files.
+@contextlib.contextmanager
+def quiet_compilation() -> Iterator[None]:
+    """Compiles models without the notice about an attribute in Gymnasium's files.
 
     MuJoCo says it twice: through Python's warnings, and through its own log, which
     would leave a file in the working directory.
@@ -111,7 +111,7 @@ def compile_model(spec: mujoco.MjSpec) -> mujoco.MjModel:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*settotalmass.*")
-            return spec.compile()
+            yield
     finally:
         mujoco.set_mju_user_warning(log)
 

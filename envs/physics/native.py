@@ -8,9 +8,13 @@ continues bit for bit.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import itertools
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +25,7 @@ from envs.physics import (
     OVERFLOW_CONSTRAINTS,
     OVERFLOW_CONTACTS,
     PhysicsState,
-    compile_model,
+    quiet_compilation,
 )
 
 _STATE = int(mujoco.mjtState.mjSTATE_FULLPHYSICS | mujoco.mjtState.mjSTATE_WARMSTART)
@@ -51,7 +55,8 @@ class Engine:
         model_fields: tuple[str, ...],
         **_sizes: int,  # MuJoCo C sizes its own arena
     ):
-        self.model = compile_model(spec)
+        with quiet_compilation():
+            self.model = spec.compile()
         self.frame_skip = frame_skip
         self.num_threads = num_threads()
         self._model_fields = model_fields
@@ -60,14 +65,15 @@ class Engine:
         self._pool = ThreadPoolExecutor(self.num_threads, "mujoco")
 
         model, data = self.model, mujoco.MjData(self.model)
-        float32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
+        shape: Any = jax.ShapeDtypeStruct
+        float32 = functools.partial(shape, dtype=jnp.float32)
         self._outputs = PhysicsState(
-            qpos=float32(model.nq),
-            qvel=float32(model.nv),
-            fields={name: float32(*getattr(data, name).shape) for name in fields},
+            qpos=float32((model.nq,)),
+            qvel=float32((model.nv,)),
+            fields={name: float32(getattr(data, name).shape) for name in fields},
             model_fields={},
-            overflow=jax.ShapeDtypeStruct((), jnp.int32),
-            carry=jax.ShapeDtypeStruct((2 * self._state_size,), jnp.uint32),
+            overflow=shape((), jnp.int32),
+            carry=shape((2 * self._state_size,), jnp.uint32),
         )
         # Where qpos and qvel start in a state vector: [time, qpos, qvel, act, ...].
         self._qpos = slice(1, 1 + model.nq)
@@ -90,7 +96,7 @@ class Engine:
             *(model_fields[name] for name in self._model_fields),
             vmap_method="broadcast_all",
         )
-        return state.replace(model_fields=model_fields)
+        return dataclasses.replace(state, model_fields=model_fields)
 
     def _init(self, qpos, qvel, *model_fields) -> PhysicsState:
         """Host side of `init`, over any leading batch dimensions."""
@@ -124,16 +130,14 @@ class Engine:
         edges = np.linspace(0, count, blocks + 1).astype(int).tolist()
         futures = [
             self._pool.submit(self._run_block, start, stop, *work)
-            for start, stop in zip(edges, edges[1:], strict=False)
+            for start, stop in itertools.pairwise(edges)
         ]
         for future in futures:
             future.result()
         results.qpos[:] = after[:, self._qpos]
         results.qvel[:] = after[:, self._qvel]
-        results = results.replace(carry=after.view(np.uint32))
-        return jax.tree.map(
-            lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), results
-        )
+        results = dataclasses.replace(results, carry=after.view(np.uint32))
+        return jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), results)
 
     def _run_block(self, start, stop, inputs, stepping, overrides, after, results):
         """Advances worlds `start` to `stop`; on a pool thread, GIL mostly released."""
@@ -162,10 +166,9 @@ class Engine:
                 out[world] = source
             results.overflow[world] = 0
             if warnings[_CONSTRAINT_FULL] or warnings[_CONTACT_FULL]:
-                results.overflow[world] = (
-                    OVERFLOW_CONSTRAINTS * bool(warnings[_CONSTRAINT_FULL])
-                    | OVERFLOW_CONTACTS * bool(warnings[_CONTACT_FULL])
-                )
+                results.overflow[world] = OVERFLOW_CONSTRAINTS * bool(
+                    warnings[_CONSTRAINT_FULL]
+                ) | OVERFLOW_CONTACTS * bool(warnings[_CONTACT_FULL])
                 warnings[:] = 0
 
     def _worker(self):

@@ -18,16 +18,21 @@ class Agent(Protocol):
     of jitted functions. Observations are normalized before they reach it.
     """
 
-    action_dtype: Any  # of the actions that act() returns and replay stores
-    action_shape: tuple[int, ...]
+    @property
+    def action_dtype(self) -> Any:
+        """The dtype of the actions that act() returns and replay stores."""
+        ...
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """The shape of one of them."""
+        ...
 
     def init(self, key: PRNGKeyArray) -> Any:
         """Fresh learner state; `key` is consumed."""
         ...
 
-    def act(
-        self, learner: Any, obs: Float[Array, "N O"], key: PRNGKeyArray
-    ) -> Array:
+    def act(self, learner: Any, obs: Float[Array, "N O"], key: PRNGKeyArray) -> Array:
         """Samples actions from the policy; `key` is consumed."""
         ...
 
@@ -46,8 +51,10 @@ class Agent(Protocol):
     def update(
         self, learner: Any, batch: Transition, key: PRNGKeyArray
     ) -> tuple[Any, Any]:
-        """One gradient step on a batch [B]: the new learner state, and a dataclass of
-        scalar statistics; `key` is consumed."""
+        """One gradient step on a batch [B]; `key` is consumed.
+
+        Returns the new learner state, and a dataclass of scalar statistics.
+        """
         ...
 
 

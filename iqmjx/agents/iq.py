@@ -17,7 +17,7 @@ IQ is munchausen = 0 (the paper's alpha); M-IQ is munchausen > 0.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import chex
 import jax
@@ -105,7 +105,9 @@ class ImplicitQ:
         cls, config: Config, observation_size: int, action_size: int
     ) -> ImplicitQ:
         """Builds the networks and the optimizer that a config describes."""
-        hidden = dict(hidden_sizes=config.hidden_sizes, layer_norm=config.layer_norm)
+        hidden: dict[str, Any] = dict(
+            hidden_sizes=config.hidden_sizes, layer_norm=config.layer_norm
+        )
         return cls(
             policy=Multicategorical(
                 network=MLP(
@@ -128,7 +130,7 @@ class ImplicitQ:
 
     @property
     def action_dtype(self) -> Any:
-        """dtype of stored actions."""
+        """Dtype of stored actions."""
         return self.policy.action_dtype
 
     @property
@@ -146,7 +148,7 @@ class ImplicitQ:
             params=params,
             # Copies: an aliased tree could not be donated.
             target_params=jax.tree.map(jnp.copy, params),
-            opt_state=self.optimizer.init(params),
+            opt_state=self.optimizer.init(cast(Any, params)),
         )
 
     def act(
@@ -165,7 +167,8 @@ class ImplicitQ:
 
     def value(self, params: Any, obs: Float[Array, "*B O"]) -> Float[Array, "*B"]:
         """V(s)."""
-        return self.value_network.apply(params, obs)[..., 0]
+        outputs: Any = self.value_network.apply(params, obs)
+        return outputs[..., 0]
 
     def loss(
         self, params: Params, target_params: Params, batch: Transition
@@ -211,12 +214,13 @@ class ImplicitQ:
         gradients, statistics = jax.grad(self.loss, has_aux=True)(
             learner.params, learner.target_params, batch
         )
-        updates, opt_state = self.optimizer.update(
-            gradients, learner.opt_state, learner.params
+        updates, opt_state = self.optimizer.update(gradients, learner.opt_state)
+        params: Any = jax.tree.map(jnp.add, learner.params, updates)
+        target_params = jax.tree.map(
+            lambda target, online: target + self.target_rate * (online - target),
+            learner.target_params,
+            params,
         )
-        params: Params = optax.apply_updates(learner.params, updates)
-        target_params = optax.incremental_update(
-            params, learner.target_params, self.target_rate
-        )
-        statistics = statistics.replace(grad_norm=optax.global_norm(gradients))
+        grad_norm = optax.global_norm(gradients)
+        statistics = dataclasses.replace(statistics, grad_norm=grad_norm)
         return LearnerState(params, target_params, opt_state), statistics

@@ -14,8 +14,15 @@ class Policy(Protocol):
     shapes the distribution, and a change of it acts at once.
     """
 
-    action_dtype: Any
-    action_shape: tuple[int, ...]
+    @property
+    def action_dtype(self) -> Any:
+        """The dtype of the actions that sample() returns and replay stores."""
+        ...
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """The shape of one of them."""
+        ...
 
     def init(self, key: PRNGKeyArray, observation_size: int) -> Any:
         """Fresh parameters; `key` is consumed."""

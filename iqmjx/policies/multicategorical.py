@@ -34,7 +34,10 @@ class Multicategorical:
     num_bins: int
     scaled: bool
 
-    action_dtype = jnp.int8
+    @property
+    def action_dtype(self) -> Any:
+        """int8."""
+        return jnp.int8
 
     @property
     def action_shape(self) -> tuple[int, ...]:
@@ -89,6 +92,6 @@ class Multicategorical:
         return jnp.linspace(-1.0, 1.0, self.num_bins)[action]
 
     def _logits(self, params, obs, temperature) -> Float[Array, "*B A n"]:
-        outputs = self.network.apply(params, obs)
+        outputs: Any = self.network.apply(params, obs)
         outputs = outputs.reshape(*obs.shape[:-1], self.action_size, self.num_bins)
         return outputs / temperature if self.scaled else outputs

@@ -1,0 +1,107 @@
+"""Plays a policy in Gymnasium's own environments, on plain MuJoCo."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import imageio
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+
+from envs import physics
+from iqmjx import loop, normalize
+
+_WIDTH, _HEIGHT = 480, 480
+
+
+def play(
+    setup: loop.Setup,
+    learner: Any,
+    normalizer: normalize.Normalizer,
+    *,
+    episodes: int,
+    deterministic: bool,
+    seed: int,
+    video: Path | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Plays whole episodes in `gymnasium.make(setup.env.gymnasium_id)`.
+
+    Args:
+        setup: the run's setup.
+        learner: the agent's learner state.
+        normalizer: observation statistics.
+        episodes: how many to play, one after another.
+        deterministic: act by the policy's mode rather than sample.
+        seed: of the first reset and of the sampled actions.
+        video: where to write the first episode, as .mp4.
+
+    Returns:
+        Undiscounted returns [episodes] and lengths [episodes] in control steps.
+    """
+    with physics.quiet_compilation():
+        env = gymnasium.make(
+            setup.env.gymnasium_id, max_episode_steps=setup.config.episode_length
+        )
+    act = functools.partial(_act, setup, deterministic, learner, normalizer)
+    space = env.action_space
+    assert isinstance(space, gymnasium.spaces.Box)
+    center, scale = (space.high + space.low) / 2, (space.high - space.low) / 2
+    key = jax.random.key(seed)
+    returns, lengths = np.zeros(episodes), np.zeros(episodes, int)
+    recorder = _Recorder(env, video) if video else None
+    for episode in range(episodes):
+        obs, _ = env.reset(seed=seed if episode == 0 else None)
+        done = False
+        while not done:
+            if recorder and episode == 0:
+                recorder.frame()
+            key, act_key = jax.random.split(key)
+            control = np.asarray(act(jnp.asarray(obs, jnp.float32), act_key))
+            obs, reward, terminated, truncated, _ = env.step(center + scale * control)
+            returns[episode] += float(reward)
+            lengths[episode] += 1
+            done = terminated or truncated
+        if recorder and episode == 0:
+            recorder.close()
+    env.close()
+    return returns, lengths
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _act(setup: loop.Setup, deterministic: bool, learner, normalizer, obs, key):
+    """The control [A] in [-1, 1] for one raw observation [O]."""
+    obs = loop.observe(setup, normalizer, obs[None])
+    if deterministic:
+        action = setup.agent.act_greedy(learner, obs)
+    else:
+        action = setup.agent.act(learner, obs, key)
+    return setup.agent.control(action)[0]
+
+
+class _Recorder:
+    """Renders an environment's state to a video with MuJoCo's own renderer."""
+
+    def __init__(self, env: gymnasium.Env, path: Path):
+        self._base: Any = env.unwrapped
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._renderer = mujoco.Renderer(self._base.model, _HEIGHT, _WIDTH)
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_TRACKING
+        self._camera.trackbodyid = 1
+        self._camera.distance, self._camera.elevation = 4.0, -15.0
+        self._writer = imageio.get_writer(path, fps=round(1 / self._base.dt))
+
+    def frame(self) -> None:
+        """Adds the present state as a frame."""
+        self._renderer.update_scene(self._base.data, self._camera)
+        self._writer.append_data(self._renderer.render())
+
+    def close(self) -> None:
+        """Finishes the file."""
+        self._writer.close()
+        self._renderer.close()
