@@ -103,9 +103,7 @@ class Env(abc.ABC):
             obs=self.observe(world),
             reward=zero,
             done=zero,
-            metrics=jax.tree.map(
-                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics
-            ),
+            metrics=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), metrics),
         )
 
     def step(self, state: State, action: Float[Array, " A"]) -> State:
@@ -113,12 +111,16 @@ class Env(abc.ABC):
         ctrl = self._ctrl_center + self._ctrl_scale * action
         world = self.physics.step(state.pipeline_state, ctrl)
         reward, terminated, metrics = self.judge(state.pipeline_state, world, ctrl)
+        # Plain float32, never weakly typed: one compilation serves first and later steps.
+        reward, done, metrics = jax.tree.map(
+            lambda leaf: jnp.asarray(leaf, jnp.float32), (reward, terminated, metrics)
+        )
         return dataclasses.replace(
             state,
             pipeline_state=world,
             obs=self.observe(world),
             reward=reward,
-            done=terminated.astype(jnp.float32),
+            done=done,
             metrics={**state.metrics, **metrics},
         )
 

@@ -137,7 +137,9 @@ class Engine:
         results.qpos[:] = after[:, self._qpos]
         results.qvel[:] = after[:, self._qvel]
         results = dataclasses.replace(results, carry=after.view(np.uint32))
-        return jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), results)
+        return jax.tree.map(
+            lambda leaf: leaf.reshape((*batch, *leaf.shape[1:])), results
+        )
 
     def _run_block(self, start, stop, inputs, stepping, overrides, after, results):
         """Advances worlds `start` to `stop`; on a pool thread, GIL mostly released."""

@@ -221,6 +221,6 @@ class ImplicitQ:
             learner.target_params,
             params,
         )
-        grad_norm = optax.global_norm(gradients)
+        grad_norm = optax.tree.norm(gradients)
         statistics = dataclasses.replace(statistics, grad_norm=grad_norm)
         return LearnerState(params, target_params, opt_state), statistics

@@ -1,0 +1,241 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iqmjx import agents
+from iqmjx.agents import iq
+from iqmjx.networks import MLP
+from iqmjx.policies.multicategorical import Multicategorical
+from iqmjx.replay import Transition
+from tests import toys
+
+pytestmark = pytest.mark.usefixtures("no_rank_promotion")
+
+OBS, ACTIONS = 4, 3
+
+
+def make_agent(**changes):
+    return agents.make(toys.config(num_bins=5, **changes), OBS, ACTIONS)
+
+
+def make_batch(size=16, seed=0):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    return Transition(
+        obs=jax.random.normal(keys[0], (size, OBS)),
+        action=jax.random.randint(keys[1], (size, ACTIONS), 0, 5, jnp.int8),
+        reward=jax.random.normal(keys[2], (size,)),
+        terminated=jnp.arange(size) % 3 == 0,
+        next_obs=jax.random.normal(keys[3], (size, OBS)),
+    )
+
+
+def perturbed(learner, seed=1):
+    """Both networks and their targets away from each other and from zero."""
+    leaves, tree = jax.tree.flatten((learner.params, learner.target_params))
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    noisy = [
+        leaf + 0.3 * jax.random.normal(key, leaf.shape)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    params, target_params = jax.tree.unflatten(tree, noisy)
+    return iq.LearnerState(params, target_params, learner.opt_state)
+
+
+def test_td_error_golden():
+    # temperature 0.1, munchausen 0.9, discount 0.5.
+    # First transition: r 1, log pi -1, V 2, target log pi -2, V'(s') 3:
+    #   target = 1 + 0.9 * 0.1 * -2 + 0.5 * 3 = 1 - 0.18 + 1.5 = 2.32
+    #   Q      = 0.1 * -1 + 2 = 1.9          error = 2.32 - 1.9 = 0.42
+    # Second, the same but terminated: no 0.5 * 3, error = 0.82 - 1.9 = -1.08
+    error, target = iq.td_error(
+        jnp.full(2, -1.0),
+        jnp.full(2, 2.0),
+        jnp.full(2, -2.0),
+        jnp.full(2, 3.0),
+        jnp.full(2, 1.0),
+        jnp.array([False, True]),
+        temperature=0.1,
+        munchausen=0.9,
+        discount=0.5,
+    )
+    np.testing.assert_allclose(error, [0.42, -1.08], atol=1e-6)
+    np.testing.assert_allclose(target, [2.32, 0.82], atol=1e-6)
+
+
+def test_td_error_refuses_shapes_that_would_broadcast():
+    column = jnp.zeros((2, 1))
+    with pytest.raises(AssertionError):
+        iq.td_error(
+            column,
+            *[jnp.zeros(2)] * 4,
+            jnp.zeros(2, bool),
+            temperature=1.0,
+            munchausen=0.0,
+            discount=1.0,
+        )
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+def test_soft_value_identity(scaled, temperature):
+    """temperature * logsumexp of Q / temperature over all bins^d actions is V."""
+    policy = Multicategorical(MLP((16,), ACTIONS * 5), ACTIONS, 5, scaled)
+    params = policy.init(jax.random.key(0), OBS)
+    obs = jax.random.normal(jax.random.key(1), (7, OBS))
+    value = jax.random.normal(jax.random.key(2), (7,))
+    every = jnp.array(list(itertools.product(range(5), repeat=ACTIONS)), jnp.int8)
+
+    def log_prob(action):
+        actions = jnp.broadcast_to(action, (7, ACTIONS))
+        return policy.log_prob(params, obs, actions, temperature)
+
+    log_probs = jax.vmap(log_prob)(every)  # [5^3, 7]
+    q = temperature * log_probs + value[None]
+    soft = temperature * jax.nn.logsumexp(q / temperature, axis=0)
+    np.testing.assert_allclose(soft, value, atol=1e-5)
+    np.testing.assert_allclose(jnp.exp(log_probs).sum(0), 1.0, atol=1e-5)
+    by_enumeration = -(jnp.exp(log_probs) * log_probs).sum(0)
+    np.testing.assert_allclose(
+        policy.entropy(params, obs, temperature), by_enumeration, rtol=1e-4, atol=1e-5
+    )
+    best = every[log_probs.argmax(0)]
+    np.testing.assert_array_equal(policy.mode(params, obs), best)
+
+
+def test_scaled_softmax_is_in_units_of_reward():
+    """temperature * log pi changes by the difference of the outputs."""
+    policy = Multicategorical(MLP((16,), 5), 1, 5, scaled=True)
+    params = policy.init(jax.random.key(0), OBS)
+    obs = jax.random.normal(jax.random.key(1), (OBS,))
+    outputs = policy.network.apply(params, obs)
+    log_probs = policy.log_probs(params, obs, 0.01)[0]
+    np.testing.assert_allclose(
+        0.01 * (log_probs[1] - log_probs[0]), outputs[1] - outputs[0], rtol=1e-4
+    )
+
+
+def test_samples_follow_the_distribution():
+    """Chi-square of 20,000 samples against the probabilities (99.99% quantile)."""
+    policy = Multicategorical(MLP((16,), 2 * 5), 2, 5, scaled=False)
+    params = policy.init(jax.random.key(0), OBS)
+    obs = jnp.broadcast_to(jax.random.normal(jax.random.key(1), (OBS,)), (20_000, OBS))
+    samples = np.asarray(policy.sample(params, obs, jax.random.key(2), 1.0))
+    probabilities = np.exp(policy.log_probs(params, obs[0], 1.0))
+    for dimension in range(2):
+        counts = np.bincount(samples[:, dimension], minlength=5)
+        expected = 20_000 * probabilities[dimension]
+        assert np.sum((counts - expected) ** 2 / expected) < 23.5  # 4 degrees
+
+
+def test_control_spans_the_box_with_both_ends():
+    policy = Multicategorical(MLP((4,), 11), 1, 11, scaled=True)
+    bins = jnp.arange(11, dtype=jnp.int8)[:, None]
+    expected = np.linspace(-1, 1, 11)
+    np.testing.assert_allclose(policy.control(bins)[:, 0], expected, atol=1e-6)
+    random = policy.random(jax.random.key(0), 4000)
+    assert random.dtype == jnp.int8 and set(np.unique(random)) == set(range(11))
+
+
+def test_loss_gradient_is_the_hand_derived_one():
+    """d loss / d theta = -2 mean(error * d(temperature log pi + V) / d theta)."""
+    agent = make_agent(algo="m_iq", temperature=0.3)
+    learner = perturbed(agent.init(jax.random.key(0)))
+    batch = make_batch()
+
+    def q(params, index):
+        log_prob = agent.policy.log_prob(
+            params.policy, batch.obs[index], batch.action[index], 0.3
+        )
+        return 0.3 * log_prob + agent.value(params.value, batch.obs[index])
+
+    next_value = agent.value(learner.target_params.value, batch.next_obs)
+    target_log_prob = agent.policy.log_prob(
+        learner.target_params.policy, batch.obs, batch.action, 0.3
+    )
+    target = (
+        batch.reward
+        + 0.9 * 0.3 * target_log_prob
+        + 0.99 * jnp.where(batch.terminated, 0, next_value)
+    )
+
+    @jax.jit
+    @jax.vmap
+    def term(index):
+        error = target[index] - q(learner.params, index)
+        return jax.tree.map(
+            lambda g: -2 * error * g, jax.grad(q)(learner.params, index)
+        )
+
+    expected = jax.tree.map(lambda leaf: leaf.mean(0), term(jnp.arange(16)))
+    got, _ = jax.grad(agent.loss, has_aux=True)(
+        learner.params, learner.target_params, batch
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        got,
+        expected,
+    )
+
+
+def test_no_gradient_reaches_target_parameters():
+    agent = make_agent(algo="m_iq")
+    learner = perturbed(agent.init(jax.random.key(0)))
+    gradient, _ = jax.grad(agent.loss, argnums=1, has_aux=True)(
+        learner.params, learner.target_params, make_batch()
+    )
+    assert all(not leaf.any() for leaf in jax.tree.leaves(gradient))
+
+
+def test_munchausen_zero_is_iq_and_the_target_policy_matters_only_above():
+    batch = make_batch()
+    iq_agent, m_iq = make_agent(), make_agent(algo="m_iq")
+    zero = make_agent(algo="m_iq", munchausen=0.0)
+    learner = perturbed(iq_agent.init(jax.random.key(0)))
+    losses = [
+        agent.loss(learner.params, learner.target_params, batch)[0]
+        for agent in (iq_agent, zero, m_iq)
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_update_moves_targets_by_the_polyak_rate():
+    agent = make_agent(target_rate=0.25)
+    learner = agent.init(jax.random.key(0))
+    after, statistics = agent.update(learner, make_batch(), jax.random.key(1))
+    for old, new, target in zip(
+        jax.tree.leaves(learner.target_params),
+        jax.tree.leaves(after.params),
+        jax.tree.leaves(after.target_params),
+        strict=True,
+    ):
+        np.testing.assert_allclose(target, 0.75 * old + 0.25 * new, atol=1e-6)
+    assert statistics.grad_norm > 0
+
+
+def test_updates_fit_a_fixed_target():
+    """On terminal transitions the TD target is the reward: the loss goes to zero."""
+    agent = make_agent(learning_rate=3e-3, temperature=0.1, hidden_sizes=(64,))
+    batch = make_batch(8)
+    batch = Transition(
+        batch.obs, batch.action, batch.reward, jnp.ones(8, bool), batch.next_obs
+    )
+    learner = agent.init(jax.random.key(0))
+    update = jax.jit(agent.update)
+    first = None
+    for _ in range(500):
+        learner, statistics = update(learner, batch, jax.random.key(0))
+        first = statistics.loss if first is None else first
+    assert statistics.loss < 1e-3 * first
+
+
+def test_zero_last_layer_starts_uniform():
+    agent = make_agent()
+    params = agent.init(jax.random.key(0)).params.policy
+    log_probs = agent.policy.log_probs(params, jnp.ones((2, OBS)), 0.01)
+    np.testing.assert_allclose(log_probs, -np.log(5), rtol=1e-6)
+    plain = make_agent(zero_last_layer=False)
+    params = plain.init(jax.random.key(0)).params.policy
+    assert plain.policy.log_probs(params, jnp.ones((2, OBS)), 1.0).std() > 0.01

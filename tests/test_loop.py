@@ -1,0 +1,155 @@
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iqmjx import evaluation, loop, memory, replay
+from tests import toys
+
+
+@pytest.fixture(scope="module")
+def setup():
+    return loop.make_setup(toys.config())
+
+
+def begin(setup, seed=0):
+    return jax.jit(loop.init, static_argnums=0)(setup, jax.random.key(seed))
+
+
+def test_one_compilation_for_a_whole_run(setup):
+    state = begin(setup)
+    loop.train_chunk.clear_cache()
+    for _ in range(6):
+        state, metrics = loop.train_chunk(setup, state)
+    assert loop.train_chunk._cache_size() == 1
+    assert state.replay.size == 6 * setup.config.env_steps_per_chunk
+    assert metrics.updates == 2 * setup.config.chunk_steps
+
+
+def test_the_compiled_chunk_writes_the_ring_in_place():
+    setup = loop.make_setup(toys.config(max_replay_size=2**16))
+    abstract = jax.eval_shape(lambda: loop.init(setup, jax.random.key(0)))
+    compiled = loop.train_chunk.lower(setup, abstract).compile()
+    ring = memory.tree_bytes(abstract.replay)
+    analysis = compiled.memory_analysis()
+    assert analysis.alias_size_in_bytes >= ring
+    assert analysis.temp_size_in_bytes < ring / 2
+    for line in compiled.as_text().splitlines():
+        assert not (" copy(" in line and f"[{2**16}," in line), line
+
+
+def test_same_seed_same_run_and_seeds_differ_from_the_start(setup):
+    first, again, other = begin(setup), begin(setup), begin(setup, seed=1)
+    kernels = [state.learner.params.value["params"] for state in (first, other)]
+    assert (kernels[0]["Dense_0"]["kernel"] != kernels[1]["Dense_0"]["kernel"]).any()
+    first, _ = loop.train_chunk(setup, first)
+    again, _ = loop.train_chunk(setup, again)
+    other, _ = loop.train_chunk(setup, other)
+    chex.assert_trees_all_equal(_data(first), _data(again))
+    rows = slice(0, setup.config.num_envs)  # the very first step's
+    assert (first.replay.data.action[rows] != other.replay.data.action[rows]).any()
+
+
+def _data(state):
+    return dataclasses.replace(state, key=jax.random.key_data(state.key))
+
+
+def test_acts_uniformly_and_does_not_learn_until_min_replay_size():
+    config = toys.config(num_envs=64, min_replay_size=512, chunk_steps=7)
+    setup = loop.make_setup(config)
+    state = begin(setup)
+    before = jax.tree.map(jnp.copy, state.learner)
+    state, metrics = loop.train_chunk(setup, state)  # 448 transitions
+    assert metrics.updates == 0 and np.isnan(metrics.learning.loss)
+    chex.assert_trees_all_equal(before, state.learner)
+    counts = np.bincount(np.asarray(state.replay.data.action[:448]).ravel())
+    expected = 448 * 3 / 11
+    assert np.sum((counts - expected) ** 2 / expected) < 35.6  # 10 degrees, 99.99%
+    state, metrics = loop.train_chunk(setup, state)
+    assert metrics.updates > 0 and np.isfinite(metrics.learning.loss)
+
+
+def test_replay_holds_true_transitions_of_commanded_worlds():
+    """next_obs is obs + 1 even where the episode ended; terminated as commanded."""
+    env = toys.Commanded()
+    setup = toys.toy_setup(env, episode_length=3, num_envs=16, min_replay_size=512)
+    state = begin(setup)
+    for _ in range(4):
+        state, metrics = loop.train_chunk(setup, state)
+    data = jax.tree.map(lambda leaf: leaf[: int(state.replay.size)], state.replay.data)
+    control = setup.agent.control(data.action)
+    kept = np.asarray(control[:, 1] <= 0.5)  # the others diverge by command
+    np.testing.assert_allclose(data.next_obs[kept, 0], data.obs[kept, 0] + 1, rtol=1e-6)
+    np.testing.assert_array_equal(data.terminated[kept], control[kept, 0] > 0.5)
+    np.testing.assert_array_equal(data.terminated[~kept], True)
+    assert np.isfinite(data.next_obs).all() and metrics.diverged > 0
+
+
+def test_raw_observations_are_stored_and_normalized_on_reading(setup):
+    state = begin(setup)
+    obs = np.asarray(state.envs.obs)
+    state, _ = loop.train_chunk(setup, state)
+    np.testing.assert_array_equal(state.replay.data.obs[: len(obs)], obs)
+    assert state.normalizer.count == setup.config.env_steps_per_chunk
+    seen = loop.observe(setup, state.normalizer, state.envs.obs)
+    assert not np.allclose(seen, state.envs.obs)
+    plain = loop.make_setup(toys.config(normalize_observations=False))
+    assert (loop.observe(plain, state.normalizer, obs) == obs).all()
+
+
+def test_evaluation_changes_nothing_and_is_repeatable(setup):
+    state = begin(setup)
+    copy = jax.tree.map(jnp.copy, state)
+    state, _ = loop.train_chunk(setup, state)
+    greedy = evaluation.both_modes(2)
+    eval_setup = evaluation.make_setup(setup, 4, "native")
+    inputs = (copy.learner, copy.normalizer, greedy, evaluation.key(0, 5))
+    first = evaluation.play(eval_setup, *inputs)
+    chex.assert_trees_all_equal(first, evaluation.play(eval_setup, *inputs))
+    other = evaluation.play(eval_setup, *inputs[:3], evaluation.key(0, 6))
+    assert (first.returns != other.returns).any()
+    copy, _ = loop.train_chunk(setup, copy)
+    chex.assert_trees_all_equal(_data(state), _data(copy))
+
+
+def test_evaluation_counts_whole_episodes_of_known_worlds():
+    """Greedy worlds of a uniform policy take bin 0: never ended, return known."""
+    env = toys.Commanded()
+    setup = toys.toy_setup(env, episode_length=4)
+    state = begin(setup)
+    episodes = evaluation.play(
+        setup, state.learner, state.normalizer, np.ones(3, bool), jax.random.key(0)
+    )
+    np.testing.assert_array_equal(episodes.lengths, 4)
+    fraction = (np.asarray(episodes.returns) - 10) / 4  # 1 + 2 + 3 + 4 + 4 * start
+    assert ((0 < fraction) & (fraction < 1)).all() and len(set(fraction)) == 3
+
+
+def test_footprint_is_what_is_allocated(setup):
+    state = begin(setup)
+    parts = memory.footprint(setup)
+    rows = sum(leaf.nbytes for leaf in jax.tree.leaves(state.replay))
+    assert parts["replay"] == rows
+    assert parts["networks"] == memory.tree_bytes(state.learner)
+
+
+def test_a_replay_larger_than_memory_is_refused(setup, monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: 60_000_000)
+    config = toys.config(max_replay_size=2**20)
+    large = loop.make_setup(config)
+    with pytest.raises(ValueError, match="--max_replay_size 1048576: .*would fit") as e:
+        memory.check(memory.footprint(large), config)
+    fit = int(str(e.value).split("--max_replay_size ")[-1].split()[0])
+    smaller = toys.config(max_replay_size=fit)
+    memory.check(memory.footprint(loop.make_setup(smaller)), smaller)
+
+
+def test_replay_example_types():
+    data = jax.eval_shape(
+        lambda: loop.init(loop.make_setup(toys.config()), jax.random.key(0))
+    ).replay.data
+    assert isinstance(data, replay.Transition)
+    assert data.action.dtype == jnp.int8 and data.obs.dtype == jnp.float32

@@ -1,0 +1,77 @@
+"""Small environments and configs whose right answers are known."""
+
+import jax
+import jax.numpy as jnp
+
+from envs.base import State
+from envs.physics import PhysicsState
+from iqmjx import agents, presets
+from iqmjx.loop import Setup
+
+
+class Commanded:
+    """A counter whose next outcome the action commands.
+
+    obs = (position, resets drawn); the position begins at a random value in (0, 1) and
+    grows by 1 a step. action[0] > 0.5 terminates; action[1] > 0.5 makes the observation
+    NaN. The reward is the new position.
+    """
+
+    gymnasium_id = "Commanded"
+    observation_size = 2
+    action_size = 2
+
+    def __init__(self, terminates=True):
+        self.terminates = terminates
+        self.physics = self
+
+    def scratch_bytes(self):
+        return 0
+
+    def reset(self, key):
+        start = jax.random.uniform(key)
+        return self._state(start, start, jnp.zeros(()), jnp.zeros(()))
+
+    def step(self, state, action):
+        start, position = state.pipeline_state.carry, state.pipeline_state.qpos[0] + 1
+        position = jnp.where(action[1] > 0.5, jnp.nan, position)
+        return self._state(start, position, position, (action[0] > 0.5) * 1.0)
+
+    def _state(self, start, position, reward, done):
+        world = PhysicsState(
+            qpos=position[None],
+            qvel=jnp.zeros(1),
+            fields={},
+            model_fields={},
+            overflow=jnp.zeros((), jnp.int32),
+            carry=start,
+        )
+        return State(world, jnp.stack([position, start]), reward, done)
+
+
+SMALL = {
+    "env": "hopper",
+    "physics": "native",
+    "num_envs": 8,
+    "chunk_steps": 4,
+    "batch_size": 16,
+    "grad_updates_per_step": 2,
+    "min_replay_size": 32,
+    "max_replay_size": 512,
+    "hidden_sizes": (16, 16),
+    "num_eval_envs": 2,
+    "num_evals": 2,
+    "num_timesteps": 8 * 4 * 6,
+}
+"""Settings of a run that takes a moment: 6 chunks of 32 env steps."""
+
+
+def config(**changes):
+    return presets.resolve(SMALL | changes, "cpu").config
+
+
+def toy_setup(env, **changes):
+    """A Setup around a toy environment."""
+    settings = config(**changes)
+    agent = agents.make(settings, env.observation_size, env.action_size)
+    return Setup(settings, env, agent)
