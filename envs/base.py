@@ -111,7 +111,7 @@ class Env(abc.ABC):
         ctrl = self._ctrl_center + self._ctrl_scale * action
         world = self.physics.step(state.pipeline_state, ctrl)
         reward, terminated, metrics = self.judge(state.pipeline_state, world, ctrl)
-        # Plain float32, never weakly typed: one compilation serves first and later steps.
+        # Never weakly typed: one compilation serves the first step and the others.
         reward, done, metrics = jax.tree.map(
             lambda leaf: jnp.asarray(leaf, jnp.float32), (reward, terminated, metrics)
         )

@@ -35,9 +35,9 @@ def train(config: Config, run_folder: Path, *, resume: bool = False) -> bool:
     """
     setup = loop.make_setup(config)
     env_steps, state = _begin(setup, run_folder, resume)
-    rows = metrics.read(run_folder) if resume else []
-    spent = max((row.get("training/walltime", 0.0) for row in rows), default=0.0)
     log = metrics.MetricsLog(run_folder, resume_at=env_steps if resume else None)
+    rows = metrics.read(run_folder)  # of the steps before a resume
+    spent = max((row.get("training/walltime", 0.0) for row in rows), default=0.0)
     total = config.num_chunks * config.env_steps_per_chunk
     with (
         contextlib.closing(log),

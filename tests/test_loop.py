@@ -125,7 +125,7 @@ def test_evaluation_counts_whole_episodes_of_known_worlds():
     )
     np.testing.assert_array_equal(episodes.lengths, 4)
     fraction = (np.asarray(episodes.returns) - 10) / 4  # 1 + 2 + 3 + 4 + 4 * start
-    assert ((0 < fraction) & (fraction < 1)).all() and len(set(fraction)) == 3
+    assert (fraction > 0).all() and (fraction < 1).all() and len(set(fraction)) == 3
 
 
 def test_footprint_is_what_is_allocated(setup):
@@ -140,7 +140,9 @@ def test_a_replay_larger_than_memory_is_refused(setup, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 60_000_000)
     config = toys.config(max_replay_size=2**20)
     large = loop.make_setup(config)
-    with pytest.raises(ValueError, match="--max_replay_size 1048576: .*would fit") as e:
+    with pytest.raises(
+        ValueError, match=r"--max_replay_size 1048576: .*would fit"
+    ) as e:
         memory.check(memory.footprint(large), config)
     fit = int(str(e.value).split("--max_replay_size ")[-1].split()[0])
     smaller = toys.config(max_replay_size=fit)

@@ -46,7 +46,8 @@ def test_ring_is_a_deque(jit):
         reference.extend(ids.tolist())
         written = state.data.obs[: int(state.size), 0]
         assert sorted(np.asarray(written).tolist()) == sorted(reference)
-        check_aligned(jax.tree.map(lambda leaf: leaf[: int(state.size)], state.data))
+        size = int(state.size)
+        check_aligned(jax.tree.map(lambda leaf, n=size: leaf[:n], state.data))
     assert state.size == 12 and state.data.action.dtype == jnp.int8
 
 

@@ -1,0 +1,169 @@
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from iqmjx import checkpoint, loop, metrics, presets, run_folder, trainer
+from tests import toys
+
+EVERY = {**toys.SMALL, "num_checkpoints": 6}  # one checkpoint after each chunk
+CHUNK = 32  # env steps
+
+
+def start(folder, **changes):
+    resolved = presets.resolve(EVERY | changes, "cpu")
+    run_folder.create(folder, resolved)
+    return resolved.config
+
+
+def restored(folder, config):
+    setup = loop.make_setup(config)
+    _, state, problems = checkpoint.restore_state(
+        folder, checkpoint.abstract_state(setup)
+    )
+    return dataclasses.replace(state, key=jax.random.key_data(state.key)), problems
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of 6 chunks without interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = start(folder)
+    assert trainer.train(config, folder)
+    return folder, config
+
+
+def test_a_new_process_continues_bit_for_bit(whole, tmp_path):
+    """3 chunks, save, a new process, 3 more: the state of 6, every leaf exact."""
+    folder, config = whole
+    start(tmp_path, num_timesteps=3 * CHUNK)
+    flags = [sys.executable, "-m", "iqmjx.train", "--resume", "--logdir", str(tmp_path)]
+    trainer.train(run_folder.load(tmp_path).config, tmp_path)
+    subprocess.run([*flags, "--num_timesteps", str(6 * CHUNK)], check=True)
+    chex.assert_trees_all_equal(
+        restored(folder, config)[0], restored(tmp_path, config)[0]
+    )
+    steps = [r["env_steps"] for r in metrics.read(tmp_path) if "training/sps" in r]
+    assert steps == [CHUNK * i for i in range(1, 7)]
+
+
+def test_how_often_one_evaluates_changes_no_weight(whole, tmp_path):
+    folder, config = whole
+    other = start(tmp_path, num_evals=6, num_checkpoints=1)
+    trainer.train(other, tmp_path)
+    chex.assert_trees_all_equal(
+        restored(folder, config)[0], restored(tmp_path, other)[0]
+    )
+    counts = [
+        sum("eval/episode_reward" in row for row in metrics.read(run))
+        for run in (folder, tmp_path)
+    ]
+    assert counts == [2, 6]
+
+
+def copy_of(folder, to):
+    subprocess.run(["cp", "-r", f"{folder}/.", str(to)], check=True)
+    return to
+
+
+def test_only_the_newest_few_are_kept_and_the_best(whole):
+    folder, _ = whole
+    assert sorted(os.listdir(folder / "checkpoints")) == ["160", "192"]
+    rows = [r for r in metrics.read(folder) if "eval/episode_reward" in r]
+    best = max(rows, key=lambda row: row["eval/episode_reward"])
+    assert os.listdir(folder / "best") == [str(best["env_steps"])]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "metadata"])
+def test_a_damaged_newest_step_falls_back_to_the_one_before(whole, tmp_path, damage):
+    folder, config = whole
+    run = copy_of(folder, tmp_path)
+    replay = run / "checkpoints" / "192" / "replay"
+    if damage == "truncate":
+        for path in replay.rglob("*"):
+            if path.is_file() and path.parent.name == "d":
+                os.truncate(path, path.stat().st_size // 2)
+    elif damage == "remove":
+        subprocess.run(["rm", "-r", str(replay)], check=True)
+    else:
+        (replay / "_METADATA").write_text("{")
+    setup = loop.make_setup(config)
+    step, state, problems = checkpoint.restore_state(
+        run, checkpoint.abstract_state(setup)
+    )
+    assert step == 160 and len(problems) == 1 and "step 192" in problems[0]
+    assert state.replay.size == 160
+
+
+def test_a_resume_drops_the_rows_of_steps_taken_again(whole, tmp_path, capsys):
+    folder, config = whole
+    run = copy_of(folder, tmp_path)
+    subprocess.run(
+        ["rm", "-r", str(run / "checkpoints" / "192" / "worlds")], check=True
+    )
+    with (run / metrics.FILE).open("a") as file:
+        file.write('{"env_steps": 19')  # cut short
+    trainer.train(config, run, resume=True)
+    assert "falling back" in capsys.readouterr().out
+    steps = [r["env_steps"] for r in metrics.read(run) if "training/sps" in r]
+    assert steps == [CHUNK * i for i in range(1, 7)]
+    chex.assert_trees_all_equal(restored(folder, config)[0], restored(run, config)[0])
+
+
+def test_nothing_to_restore(whole, tmp_path):
+    _, config = whole
+    abstract = checkpoint.abstract_state(loop.make_setup(config))
+    with pytest.raises(ValueError, match="no checkpoint"):
+        checkpoint.restore_state(tmp_path, abstract)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match="holds no step"):
+        checkpoint.restore_state(tmp_path, abstract)
+
+
+def test_locate_takes_the_run_its_folders_and_one_step(whole):
+    folder, config = whole
+    abstract = checkpoint.abstract_state(loop.make_setup(config))
+    found = {}
+    for path in ("", "checkpoints", "checkpoints/160", "best"):
+        run, steps = checkpoint.locate(folder / path)
+        assert run == folder
+        found[path] = checkpoint.restore_policy(steps, abstract)[0]
+    best = int(os.listdir(folder / "best")[0])
+    assert found == {"": 192, "checkpoints": 192, "checkpoints/160": 160, "best": best}
+    with pytest.raises(ValueError, match="--checkpoint .*config.json"):
+        checkpoint.locate(folder.parent)
+
+
+def test_config_is_saved_with_sources_and_versions(whole):
+    folder, config = whole
+    content = json.loads((folder / "config.json").read_text())
+    assert run_folder.load(folder).config == config
+    assert content["sources"]["batch_size"] == "flag"
+    assert content["versions"]["jax"] == jax.__version__
+
+
+def test_resume_refuses_what_would_change_the_run(whole):
+    folder, config = whole
+    saved = run_folder.load(folder)
+    with pytest.raises(ValueError, match=r"learning_rate was 0.0003, given 0.01"):
+        run_folder.merge(saved, {"learning_rate": 0.01}, folder)
+    same = {"learning_rate": 3e-4, "env": "Hopper-v5", "num_timesteps": 10**6}
+    merged = run_folder.merge(saved, same, folder)
+    assert merged.config == dataclasses.replace(config, num_timesteps=10**6)
+
+
+def test_log_rows_tell_what_a_reader_needs(whole):
+    rows = metrics.read(whole[0])
+    learned = [row for row in rows if row.get("training/updates")]
+    assert len(learned) == 6  # min_replay_size is one chunk: its last step learns
+    for key in ("loss", "td_error", "value", "target", "entropy", "grad_norm"):
+        assert np.isfinite(learned[-1][f"training/{key}"])
+    for key in ("training/sps", "training/walltime", "physics/overflow"):
+        assert key in rows[-2]
+    assert rows[0]["env_steps"] == 0 and "eval/episode_reward_std" in rows[0]

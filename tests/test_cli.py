@@ -1,0 +1,200 @@
+"""The commands as a user runs them, each in its own process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from iqmjx import metrics
+from tests import toys
+
+SETTINGS = [f"--{name}={value}" for name, value in toys.SMALL.items()]
+SETTINGS = [s.replace("(16, 16)", "16,16") for s in SETTINGS]
+
+
+def command(name, *arguments, **kwargs):
+    return subprocess.run(
+        [sys.executable, "-m", f"iqmjx.{name}", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **kwargs,
+    )
+
+
+def assert_refused(result, *words):
+    """Exit code 2 and one line on stderr that begins with `error:`."""
+    assert result.returncode == 2, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    result = command("train", *SETTINGS, "--logdir", folder)
+    assert result.returncode == 0, result.stderr
+    return folder, result.stdout
+
+
+def test_train_reports_settings_memory_compile_time_and_returns(run):
+    folder, output = run
+    assert "batch_size" in output and "flag" in output and "default" in output
+    assert "memory: replay" in output and "compiled the training step in" in output
+    assert "evaluation: return" in output and "env steps/s" in output
+    assert (folder / "config.json").exists() and list(folder.glob("events*"))
+    assert metrics.read(folder)[-1]["env_steps"] == 192
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--env", "humanoyd"], ["--env humanoyd", "humanoid"]),
+        (["--env", "hopper", "--num_envs", "100"], ["--num_envs 100", "1048500"]),
+        (["--enb", "hopper"], ["enb", "env"]),
+        (["--num_envs", "many"], ["num_envs", "many"]),
+        (["--hidden_sizes", "256,wide"], ["--hidden_sizes 256,wide"]),
+        (["hopper"], ["unexpected argument 'hopper'"]),
+        (["--env", "hopper", "--max_replay_size", str(2**40)], ["--max_replay_size"]),
+        (["--resume"], ["--resume", "--logdir"]),
+    ],
+)
+def test_train_refuses_bad_input(arguments, words, tmp_path):
+    result = command("train", *arguments, cwd=tmp_path, env=environment())
+    assert_refused(result, *words)
+    assert not any(tmp_path.iterdir())
+
+
+def environment():
+    root = Path(__file__).parents[1]
+    return os.environ | {"PYTHONPATH": str(root)}
+
+
+def test_train_refuses_an_existing_run_folder_and_leaves_it_alone(run):
+    folder, _ = run
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert_refused(
+        command("train", *SETTINGS, "--logdir", folder), "--logdir", "--resume"
+    )
+    conflict = command(
+        "train", "--resume", "--logdir", folder, "--learning_rate", "0.1"
+    )
+    assert_refused(conflict, "learning_rate was 0.0003, given 0.1")
+    after = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert before == after
+
+
+def test_resume_of_an_empty_folder(tmp_path):
+    assert_refused(
+        command("train", "--resume", "--logdir", tmp_path), "not a run folder"
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_run_can_go_on(number, tmp_path):
+    folder = tmp_path / "run"
+    long = [s for s in SETTINGS if "num_timesteps" not in s]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "iqmjx.train", *long]
+        + ["--num_timesteps=100000000", "--logdir", str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and len(metrics_rows(folder)) < 4:
+        time.sleep(0.2)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "state saved" in output and "--resume" in output
+    taken = metrics_rows(folder)[-1]["env_steps"]
+    assert [int(p.name) for p in (folder / "checkpoints").iterdir()] == [taken]
+    more = command(
+        "train", "--resume", "--logdir", folder, "--num_timesteps", taken + 32
+    )
+    assert more.returncode == 0, more.stderr
+    assert metrics_rows(folder)[-1]["env_steps"] == taken + 32
+
+
+def metrics_rows(folder):
+    path = folder / metrics.FILE
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")[:-1]  # the last one may not be whole yet
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("sim", ["gymnasium", "native"])
+def test_evaluate_prints_one_json_object(run, sim):
+    folder, _ = run
+    result = command(
+        "evaluate", "--checkpoint", folder, "--sim", sim, "--episodes", 3, "--json"
+    )
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["env"] == "Hopper-v5" and report["sim"] == sim
+    assert report["episodes"] == 3 == len(report["returns"])
+    assert report["min"] <= report["mean"] <= report["max"] and report["std"] >= 0
+    assert report["mean_length"] > 1 and report["env_steps"] == 192
+
+
+def test_evaluate_samples_and_takes_one_step(run):
+    folder, _ = run
+    step = next((folder / "checkpoints").iterdir())
+    result = command(
+        "evaluate", "--checkpoint", step, "--episodes", 2, "--nodeterministic"
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"trained for {int(step.name):,} env steps" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["--checkpoint"]),
+        (["--checkpoint", "nowhere"], ["--checkpoint", "config.json"]),
+        (["--checkpoint", "RUN", "--episodes", "0"], ["--episodes 0"]),
+        (["--checkpoint", "RUN", "--sim", "bullet"], ["sim", "bullet"]),
+        (["--checkpoint", "RUN", "--video", "a.gif"], ["--video a.gif", ".mp4"]),
+        (
+            ["--checkpoint", "RUN", "--video", "a.mp4", "--sim", "native"],
+            ["--video", "--sim gymnasium"],
+        ),
+    ],
+)
+def test_evaluate_refuses_bad_input(run, arguments, words):
+    arguments = [str(run[0]) if a == "RUN" else a for a in arguments]
+    assert_refused(command("evaluate", *arguments), *words)
+
+
+def test_benchmark_prints_one_json_object():
+    result = command("benchmark", *SETTINGS, "--rounds", 1, "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    for key in (
+        "compile_seconds",
+        "env_steps_per_second",
+        "physics_steps_per_second",
+        "acting_env_steps_per_second",
+        "updates_only_per_second",
+        "samples_per_second",
+        "rollout_ratio",
+        "peak_memory_bytes",
+    ):
+        assert report[key] > 0, key
+    assert 0 < report["efficiency"] < 1.5
+    assert report["physics"] == "native" and report["versions"]["mujoco"]
+    assert report["replay_ratio"] == 2 * 16 / 8
+
+
+def test_benchmark_refuses_bad_sweeps():
+    assert_refused(command("benchmark", *SETTINGS, "--sweep", "8,x"), "--sweep x")
