@@ -17,7 +17,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from mujoco import mjx
 
-from envs.physics import PhysicsState, compile_model
+from envs.physics import PhysicsState, _capsules, compile_model
+
+_capsules.install()
 
 
 class Carry(NamedTuple):
