@@ -42,7 +42,7 @@ class Transitions(NamedTuple):
     obs: np.ndarray  # [B, O]
     reward: np.ndarray  # [B]
     terminated: np.ndarray  # [B]
-    cfrc_ext: np.ndarray  # [B, nbody, 6]
+    fields: dict[str, np.ndarray]  # the derived fields that the task reads, [B, ...]
 
 
 def gym_env(task: str):
@@ -55,6 +55,12 @@ def gym_place(env, qpos, qvel) -> np.ndarray:
     mujoco.mj_resetData(env.model, env.data)
     env.set_state(qpos.astype(np.float64), qvel.astype(np.float64))
     return env._get_obs()
+
+
+def controls(env, action: np.ndarray) -> np.ndarray:
+    """Gymnasium's own actions for ours in [-1, 1]."""
+    low, high = env.action_space.low, env.action_space.high
+    return (high + low) / 2 + (high - low) / 2 * action
 
 
 @functools.cache
@@ -92,33 +98,39 @@ def starts(task: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def expected(task: str) -> Transitions:
     """What Gymnasium makes of `starts`."""
     env = gym_env(task)
-    low, high = env.action_space.low, env.action_space.high
+    qpos, qvel, action = starts(task)
     rows = []
-    for qpos, qvel, action in zip(*starts(task), strict=True):
+    for qpos, qvel, ctrl in zip(qpos, qvel, controls(env, action), strict=True):
         gym_place(env, qpos, qvel)
-        obs, reward, terminated, _, _ = env.step((high + low) / 2 + (high - low) / 2 * action)
+        obs, reward, terminated, _, _ = env.step(ctrl)
         data = env.data
+        fields = {name: getattr(data, name).copy() for name in TASKS[task].fields}
         rows.append(
-            (data.qpos.copy(), data.qvel.copy(), obs, reward, terminated)
-            + (data.cfrc_ext.copy(),)
+            Transitions(
+                data.qpos.copy(), data.qvel.copy(), obs, reward, terminated, fields
+            )
         )
-    return Transitions(*(np.stack(column) for column in zip(*rows, strict=True)))
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
 
 def observed(env: Env, qpos, qvel) -> np.ndarray:
     """Our observations [B, O] of states in which nothing has happened yet."""
-    return np.asarray(_compile(env, _place)(qpos, qvel).obs)
+    return np.asarray(_compile(env, place)(qpos, qvel).obs)
 
 
 def computed(env: Env, task: str) -> Transitions:
     """What our env makes of `starts`, all in one vmapped call."""
 
     def transition(env, qpos, qvel, action):
-        state = env.step(_place(env, qpos, qvel), action)
+        state = env.step(place(env, qpos, qvel), action)
         world = state.pipeline_state
-        forces = world.fields.get("cfrc_ext", jnp.zeros(0))
         return Transitions(
-            world.qpos, world.qvel, state.obs, state.reward, state.done > 0, forces
+            world.qpos,
+            world.qvel,
+            state.obs,
+            state.reward,
+            state.done > 0,
+            world.fields,
         )
 
     found = _compile(env, transition)(*starts(task))
@@ -128,21 +140,22 @@ def computed(env: Env, task: str) -> Transitions:
 def worst_errors(task: str, found: Transitions) -> dict[str, float]:
     """The largest error over all B transitions and all entries, by field.
 
-    Absolute, but for cfrc_ext, which is divided by the largest force of the set.
+    Absolute for qpos, qvel and reward; divided by the field's largest entry in the set
+    for derived fields; `terminated` counts the transitions that differ.
     """
     want = expected(task)
     errors = {
-        name: float(np.abs(getattr(found, name) - getattr(want, name)).max())
+        name: np.abs(getattr(found, name) - getattr(want, name)).max()
         for name in ("qpos", "qvel", "reward")
     }
-    if found.cfrc_ext.size:
-        error = np.abs(found.cfrc_ext - want.cfrc_ext).max()
-        errors["cfrc_ext"] = float(error / np.abs(want.cfrc_ext).max())
-    errors["terminated"] = float((found.terminated != want.terminated).sum())
-    return errors
+    for name, field in want.fields.items():
+        errors[name] = np.abs(found.fields[name] - field).max() / np.abs(field).max()
+    errors["terminated"] = (found.terminated != want.terminated).sum()
+    return {name: float(error) for name, error in errors.items()}
 
 
-def _place(env: Env, qpos, qvel) -> State:
+def place(env: Env, qpos, qvel) -> State:
+    """One world of ours at a state in which nothing has happened yet."""
     world = env.physics.init(qpos, qvel)
     zero = jnp.zeros(())
     return State(world, env.observe(world), zero, zero)

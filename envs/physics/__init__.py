@@ -67,9 +67,7 @@ class Physics(Protocol):
         """
         ...
 
-    def step(
-        self, state: PhysicsState, ctrl: Float[Array, " nu"]
-    ) -> PhysicsState:
+    def step(self, state: PhysicsState, ctrl: Float[Array, " nu"]) -> PhysicsState:
         """Advances one world by `frame_skip` substeps under a constant control."""
         ...
 

@@ -50,8 +50,10 @@ def _plane_capsule_warp(
         tangent = warp.normalize(tangent)
     else:
         tangent = warp.vec3(1.0, 0.0, 0.0)
-    return dist, pos, warp.matrix_from_rows(
-        normal, tangent, warp.cross(normal, tangent)
+    return (
+        dist,
+        pos,
+        warp.matrix_from_rows(normal, tangent, warp.cross(normal, tangent)),
     )
 
 
