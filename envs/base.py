@@ -102,9 +102,7 @@ class Env(abc.ABC):
             obs=self.observe(world),
             reward=zero,
             done=zero,
-            metrics=jax.tree.map(
-                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics
-            ),
+            metrics=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics),
         )
 
     def step(self, state: State, action: Float[Array, " A"]) -> State:

@@ -37,6 +37,7 @@ QUICK_COMPILE = {
 class Transitions(NamedTuple):
     """What stepping each of B = 64 x 20 (state, action) pairs once led to."""
 
+    first_obs: np.ndarray  # [B, O], before the step
     qpos: np.ndarray  # [B, nq]
     qvel: np.ndarray  # [B, nv]
     obs: np.ndarray  # [B, O]
@@ -98,43 +99,32 @@ def starts(task: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def expected(task: str) -> Transitions:
     """What Gymnasium makes of `starts`."""
     env = gym_env(task)
-    qpos, qvel, action = starts(task)
+    *places, action = starts(task)
     rows = []
-    for qpos, qvel, ctrl in zip(qpos, qvel, controls(env, action), strict=True):
-        gym_place(env, qpos, qvel)
+    for qpos, qvel, ctrl in zip(*places, controls(env, action), strict=True):
+        first_obs = gym_place(env, qpos, qvel)
         obs, reward, terminated, _, _ = env.step(ctrl)
         data = env.data
         fields = {name: getattr(data, name).copy() for name in TASKS[task].fields}
-        rows.append(
-            Transitions(
-                data.qpos.copy(), data.qvel.copy(), obs, reward, terminated, fields
-            )
-        )
+        after = data.qpos.copy(), data.qvel.copy(), obs, reward, terminated, fields
+        rows.append(Transitions(first_obs, *after))
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
-
-
-def observed(env: Env, qpos, qvel) -> np.ndarray:
-    """Our observations [B, O] of states in which nothing has happened yet."""
-    return np.asarray(_compile(env, place)(qpos, qvel).obs)
 
 
 def computed(env: Env, task: str) -> Transitions:
     """What our env makes of `starts`, all in one vmapped call."""
 
-    def transition(env, qpos, qvel, action):
-        state = env.step(place(env, qpos, qvel), action)
+    def transition(qpos, qvel, action):
+        start = place(env, qpos, qvel)
+        state = env.step(start, action)
         world = state.pipeline_state
-        return Transitions(
-            world.qpos,
-            world.qvel,
-            state.obs,
-            state.reward,
-            state.done > 0,
-            world.fields,
-        )
+        done = state.done > 0
+        after = world.qpos, world.qvel, state.obs, state.reward, done, world.fields
+        return Transitions(start.obs, *after)
 
-    found = _compile(env, transition)(*starts(task))
-    return jax.tree.map(np.asarray, found)
+    options = QUICK_COMPILE if env.physics.name == "mjx" else None
+    step = jax.jit(jax.vmap(transition), compiler_options=options)
+    return jax.tree.map(np.asarray, step(*starts(task)))
 
 
 def worst_errors(task: str, found: Transitions) -> dict[str, float]:
@@ -159,8 +149,3 @@ def place(env: Env, qpos, qvel) -> State:
     world = env.physics.init(qpos, qvel)
     zero = jnp.zeros(())
     return State(world, env.observe(world), zero, zero)
-
-
-def _compile(env: Env, function):
-    quick = QUICK_COMPILE if env.physics.name == "mjx" else None
-    return jax.jit(jax.vmap(functools.partial(function, env)), compiler_options=quick)

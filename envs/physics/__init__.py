@@ -95,19 +95,10 @@ def resolve(engine: str) -> str:
 
 
 def compile_model(spec: mujoco.MjSpec) -> mujoco.MjModel:
-    """Compiles a model, without the notice about an attribute in Gymnasium's files.
-
-    MuJoCo says it twice: through Python's warnings, and through its own log, which
-    would leave a file in the working directory.
-    """
-    log = mujoco.get_mju_user_warning()
-    mujoco.set_mju_user_warning(lambda _message: None)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*settotalmass.*")
-            return spec.compile()
-    finally:
-        mujoco.set_mju_user_warning(log)
+    """Compiles a model, without the notice about an attribute in Gymnasium's files."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*settotalmass.*")
+        return spec.compile()
 
 
 def make(

@@ -21,7 +21,7 @@ _theirs_warp = collision_primitive.plane_capsule
 
 def _plane_capsule_jax(model, data, key, geom):
     """Contacts [2 P] of P pairs, those of one pair side by side."""
-    dist, pos, frame = _theirs_jax(model, data, key, geom)
+    dist, pos, _ = _theirs_jax(model, data, key, geom)
     normal, axis = (data.geom_xmat[geom[:, side], :, 2] for side in (0, 1))
     tangent = axis - normal * jnp.sum(normal * axis, axis=1, keepdims=True)
     length = jnp.linalg.norm(tangent, axis=1, keepdims=True)
@@ -42,7 +42,7 @@ def _plane_capsule_warp(
     radius: float,
     half_length: float,
 ):
-    dist, pos, frame = _theirs_warp(
+    dist, pos, _ = _theirs_warp(
         normal, plane_pos, capsule_pos, axis, radius, half_length
     )
     tangent = axis - normal * warp.dot(normal, axis)

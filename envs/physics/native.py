@@ -128,7 +128,9 @@ class Engine:
         results.qpos[:] = after[:, self._qpos]
         results.qvel[:] = after[:, self._qvel]
         results = results.replace(carry=after.view(np.uint32))
-        return jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), results)
+        return jax.tree.map(
+            lambda leaf: leaf.reshape((*batch, *leaf.shape[1:])), results
+        )
 
     def _run_block(self, start, stop, inputs, stepping, overrides, after, results):
         """Advances worlds `start` to `stop`; on a pool thread, GIL mostly released."""
@@ -157,9 +159,10 @@ class Engine:
                 out[world] = source
             results.overflow[world] = 0
             if warnings[_CONSTRAINT_FULL] or warnings[_CONTACT_FULL]:
-                results.overflow[world] = OVERFLOW_CONSTRAINTS * bool(
-                    warnings[_CONSTRAINT_FULL]
-                ) | OVERFLOW_CONTACTS * bool(warnings[_CONTACT_FULL])
+                results.overflow[world] = (
+                    OVERFLOW_CONSTRAINTS * bool(warnings[_CONSTRAINT_FULL])
+                    | OVERFLOW_CONTACTS * bool(warnings[_CONTACT_FULL])
+                )
                 warnings[:] = 0
 
     def _worker(self):
