@@ -22,6 +22,9 @@ class Ant(Env):
     gymnasium_id = "Ant-v5"
     frame_skip = 5
     fields = ("xpos", "cfrc_ext")
+    # Random play has at most 5 contacts, 22 rows.
+    contacts_per_world = 12
+    constraints_per_world = 48
 
     def spec(self):
         return load("ant.xml")

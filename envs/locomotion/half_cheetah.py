@@ -17,6 +17,9 @@ class HalfCheetah(Env):
     gymnasium_id = "HalfCheetah-v5"
     frame_skip = 5
     terminates = False
+    # Random play has at most 5 contacts, 20 rows.
+    contacts_per_world = 16
+    constraints_per_world = 64
 
     def spec(self):
         return load("half_cheetah.xml")

@@ -21,6 +21,9 @@ class Hopper(Env):
     name = "hopper"
     gymnasium_id = "Hopper-v5"
     frame_skip = 4
+    # Random play has at most 2 contacts, 10 rows; 5 and 19 when left lying.
+    contacts_per_world = 8
+    constraints_per_world = 48
 
     def spec(self):
         return load("hopper.xml")

@@ -23,6 +23,9 @@ class Humanoid(Env):
     gymnasium_id = "Humanoid-v5"
     frame_skip = 5
     fields = ("xipos", "cinert", "cvel", "qfrc_actuator", "cfrc_ext")
+    # Random play has at most 5 contacts, 12 rows; 10 and 39 when left lying.
+    contacts_per_world = 20
+    constraints_per_world = 80
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

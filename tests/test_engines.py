@@ -1,0 +1,118 @@
+"""What all engines promise beside the physics itself (see `envs.physics`)."""
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+
+from envs import physics, vector
+from envs.physics import OVERFLOW_CONSTRAINTS, OVERFLOW_CONTACTS
+from tests import parity
+
+ENGINES = ["native", "warp", "mjx"]
+# A pendulum on a hook that may hang anywhere, and three balls on the floor.
+PENDULUM = """
+<mujoco>
+  <option timestep="0.01" integrator="RK4"/>
+  <worldbody>
+    <body name="hook" pos="0 0 2">
+      <body pos="0.1 0 0">
+        <joint type="hinge" axis="0 1 0"/>
+        <geom type="capsule" size="0.05" fromto="0 0 0 0.5 0 0"/>
+      </body>
+    </body>
+  </worldbody>
+</mujoco>
+"""
+BALLS = """
+<mujoco>
+  <worldbody>
+    <geom type="plane" size="5 5 1"/>
+    <body pos="0 0 0.09"><freejoint/><geom size="0.1"/></body>
+    <body pos="1 0 0.09"><freejoint/><geom size="0.1"/></body>
+    <body pos="2 0 0.09"><freejoint/><geom size="0.1"/></body>
+  </worldbody>
+</mujoco>
+"""
+
+
+def make(engine, xml, **options):
+    spec = mujoco.MjSpec.from_string(xml)
+    return physics.make(engine, spec, frame_skip=3, **options)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_model_fields_are_each_worlds_own(engine):
+    options = {"model_fields": ["body_pos"], "fields": ["xpos"]}
+    pos = make(engine, PENDULUM).model.body_pos.astype(np.float32)
+    # The second world's pendulum hangs elsewhere, and its mass further from the hinge.
+    pos = np.stack([pos, pos + np.float32([[0, 0, 0], [3, 0, 0], [0, 0, 0.4]])])
+    zeros = jnp.zeros((2, 1))
+
+    def run(engine, body_pos):
+        state = engine.init(zeros[0], zeros[0], {"body_pos": body_pos})
+        for _ in range(3):
+            state = engine.step(state, jnp.zeros(0))
+        return state
+
+    both = make(engine, PENDULUM, num_worlds=2, **options)
+    together = jax.jit(jax.vmap(lambda body_pos: run(both, body_pos)))(pos)
+    lone = jax.jit(lambda body_pos: run(make(engine, PENDULUM, **options), body_pos))
+    for world in range(2):
+        alone = lone(pos[world])
+        ours = jax.tree.map(lambda leaf, world=world: leaf[world], together)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
+            (ours.qpos, ours.qvel, ours.fields, ours.model_fields),
+            (alone.qpos, alone.qvel, alone.fields, alone.model_fields),
+        )
+    moved = together.fields["xpos"][1] - together.fields["xpos"][0]
+    np.testing.assert_allclose(moved[1:], [[3, 0, 0], [3, 0, 0.4]], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("engine", "sizes", "expected"),
+    [
+        ("warp", {"contacts_per_world": 16, "constraints_per_world": 64}, 0),
+        ("warp", {"contacts_per_world": 2}, OVERFLOW_CONTACTS),
+        ("warp", {"constraints_per_world": 5}, OVERFLOW_CONSTRAINTS),
+        ("mjx", {"contacts_per_world": 3}, 0),
+        ("mjx", {"contacts_per_world": 2}, OVERFLOW_CONTACTS),
+        ("native", {"contacts_per_world": 2}, 0),
+    ],
+)
+def test_overflow_is_reported(engine, sizes, expected):
+    balls = make(engine, BALLS, **sizes)
+    qpos, qvel = jnp.asarray(balls.model.qpos0, jnp.float32), jnp.zeros(balls.model.nv)
+    start = jax.jit(balls.init)(qpos, qvel)
+    assert start.overflow == 0
+    assert jax.jit(balls.step)(start, jnp.zeros(0)).overflow == expected
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_worlds_are_reset_one_by_one(engine):
+    """A scan over `vector.step`, also under another vmap (several seeds)."""
+    env = parity.TASKS["hopper"](engine, num_worlds=6)
+    steps, limit = 5, 3
+
+    def run(key):
+        init_key, bank_key, step_key = jax.random.split(key, 3)
+        state = vector.init(env, init_key, 3, limit)
+        bank = vector.make_bank(env, bank_key, 3)
+
+        def step(state, key):
+            action = jnp.ones((3, env.action_size))
+            # The second world is thrown over, and so ends early.
+            qpos = state.physics.qpos.at[1, 2].add(0.5 * (state.steps[1] == 1))
+            return vector.step(env, state, action, bank, key, limit)
+
+        return jax.lax.scan(step, state, jax.random.split(step_key, steps))
+
+    quick = parity.QUICK_COMPILE if engine == "mjx" else None
+    keys = jax.random.split(jax.random.key(0), 2)
+    state, outcome = jax.jit(jax.vmap(run), compiler_options=quick)(keys)
+    assert outcome.truncated[:, 2].all() and not outcome.truncated[:, :2].any()
+    np.testing.assert_array_equal(state.steps, 2)
+    np.testing.assert_allclose(state.physics.carry.time if engine != "native" else 0, 0)
+    assert jnp.isfinite(state.obs).all()
