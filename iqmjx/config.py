@@ -49,6 +49,10 @@ class Config:
     min_replay_size: int = _setting(
         8192, "Transitions gathered with random actions before learning starts."
     )
+    exploration_steps: int = _setting(
+        2**17,
+        "Transitions over which the share of random actions falls from 1 to 0.",
+    )
     max_replay_size: int = _setting(
         2**20, "C, replay capacity in transitions; a multiple of num_envs."
     )
@@ -58,7 +62,14 @@ class Config:
         0.99, "Discount per control step (the paper's gamma)."
     )
     temperature: float = _setting(
-        0.01, "Entropy temperature, in units of reward (the paper's tau)."
+        0.01,
+        "Entropy temperature, in units of reward (the paper's tau); the first one "
+        "where --target_entropy adapts it.",
+    )
+    target_entropy: float = _setting(
+        0.0,
+        "Entropy that the temperature adapts to, as a share of the uniform policy's; "
+        "0: constant temperature.",
     )
     munchausen: float = _setting(
         0.0, "Weight of the log-policy in the target, in [0, 1] (the paper's alpha)."
@@ -107,7 +118,7 @@ class Config:
         for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 _refuse(name, getattr(self, name), "give 0 or more")
-        for name in ("munchausen", "discounting", "target_rate"):
+        for name in ("munchausen", "discounting", "target_rate", "target_entropy"):
             if not 0 <= getattr(self, name) <= 1:
                 _refuse(name, getattr(self, name), "give a number from 0 to 1")
         if not self.hidden_sizes or min(self.hidden_sizes) < 1:
@@ -121,12 +132,10 @@ class Config:
                 self.max_replay_size,
                 f"it must be a multiple of --num_envs {self.num_envs}, such as {fit}",
             )
-        if self.min_replay_size > self.max_replay_size:
-            _refuse(
-                "min_replay_size",
-                self.min_replay_size,
-                f"it must be at most --max_replay_size {self.max_replay_size}",
-            )
+        for name in ("min_replay_size", "exploration_steps"):
+            if getattr(self, name) > self.max_replay_size:
+                limit = f"--max_replay_size {self.max_replay_size}"
+                _refuse(name, getattr(self, name), f"it must be at most {limit}")
 
     @property
     def env_steps_per_chunk(self) -> int:
@@ -156,7 +165,13 @@ _POSITIVE = (
     "temperature",
     "num_eval_envs",
 )
-_NOT_NEGATIVE = ("seed", "min_replay_size", "num_evals", "num_checkpoints")
+_NOT_NEGATIVE = (
+    "seed",
+    "min_replay_size",
+    "exploration_steps",
+    "num_evals",
+    "num_checkpoints",
+)
 
 # Settings that say when a run is looked at or ends, never what it learns on the way.
 SCHEDULE = ("num_timesteps", "num_evals", "num_checkpoints")

@@ -137,14 +137,21 @@ def observe(
 
 
 def _act(setup: Setup, state: TrainState, key: PRNGKeyArray) -> Array:
-    """Actions [N, ...]: uniform until replay holds min_replay_size transitions."""
-    random_key, policy_key = jax.random.split(key)
+    """Actions [N, ...]: each world's uniform with probability epsilon, else sampled.
+
+    Epsilon falls linearly from 1 to 0 while replay fills to exploration_steps; until
+    min_replay_size it stays 1.
+    """
+    config, size = setup.config, state.replay.size
+    random_key, policy_key, choice_key = jax.random.split(key, 3)
+    epsilon = 1 - size / max(config.exploration_steps, 1)
+    epsilon = jnp.where(size < config.min_replay_size, 1.0, epsilon)
     obs = observe(setup, state.normalizer, state.envs.obs)
-    return jnp.where(
-        state.replay.size < setup.config.min_replay_size,
-        setup.agent.act_random(random_key, setup.config.num_envs),
-        setup.agent.act(state.learner, obs, policy_key),
-    )
+    random = setup.agent.act_random(random_key, config.num_envs)
+    sampled = setup.agent.act(state.learner, obs, policy_key)
+    explore = jax.random.uniform(choice_key, (config.num_envs,)) < epsilon
+    explore = explore.reshape(-1, *[1] * (sampled.ndim - 1))
+    return jnp.where(explore, random, sampled)
 
 
 def _transition(

@@ -136,7 +136,7 @@ def test_locate_takes_the_run_its_folders_and_one_step(whole):
         found[path] = checkpoint.restore_policy(steps, abstract)[0]
     best = int(os.listdir(folder / "best")[0])
     assert found == {"": 192, "checkpoints": 192, "checkpoints/160": 160, "best": best}
-    with pytest.raises(ValueError, match="--checkpoint .*config.json"):
+    with pytest.raises(ValueError, match=r"--checkpoint .*config.json"):
         checkpoint.locate(folder.parent)
 
 

@@ -51,6 +51,8 @@ def test_paper_preset_is_the_paper():
             {"min_replay_size": 2000, "max_replay_size": 1280},
             "--min_replay_size 2000: .*at most --max_replay_size 1280",
         ),
+        ({"exploration_steps": 2**21}, "--exploration_steps 2097152: .*at most"),
+        ({"target_entropy": 1.5}, "--target_entropy 1.5"),
         ({"temperature": -0.1}, "--temperature -0.1"),
         ({"temperature": float("nan")}, "--temperature nan"),
         ({"munchausen": 1.5}, "--munchausen 1.5: .*0 to 1"),

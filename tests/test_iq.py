@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import jax
@@ -41,7 +42,7 @@ def perturbed(learner, seed=1):
         for leaf, key in zip(leaves, keys, strict=True)
     ]
     params, target_params = jax.tree.unflatten(tree, noisy)
-    return iq.LearnerState(params, target_params, learner.opt_state)
+    return dataclasses.replace(learner, params=params, target_params=target_params)
 
 
 def test_td_error_golden():
@@ -151,27 +152,29 @@ def test_loss_gradient_is_the_hand_derived_one():
         )
         return 0.3 * log_prob + agent.value(params.value, batch.obs[index])
 
-    next_value = agent.value(learner.target_params.value, batch.next_obs)
-    target_log_prob = agent.policy.log_prob(
-        learner.target_params.policy, batch.obs, batch.action, 0.3
-    )
-    target = (
-        batch.reward
-        + 0.9 * 0.3 * target_log_prob
-        + 0.99 * jnp.where(batch.terminated, 0, next_value)
-    )
-
     @jax.jit
-    @jax.vmap
-    def term(index):
-        error = target[index] - q(learner.params, index)
-        return jax.tree.map(
-            lambda g: -2 * error * g, jax.grad(q)(learner.params, index)
+    def by_hand(learner):
+        next_value = agent.value(learner.target_params.value, batch.next_obs)
+        target_log_prob = agent.policy.log_prob(
+            learner.target_params.policy, batch.obs, batch.action, 0.3
+        )
+        target = (
+            batch.reward
+            + 0.9 * 0.3 * target_log_prob
+            + 0.99 * jnp.where(batch.terminated, 0, next_value)
         )
 
-    expected = jax.tree.map(lambda leaf: leaf.mean(0), term(jnp.arange(16)))
-    got, _ = jax.grad(agent.loss, has_aux=True)(
-        learner.params, learner.target_params, batch
+        def term(index):
+            error = target[index] - q(learner.params, index)
+            gradient = jax.grad(q)(learner.params, index)
+            return jax.tree.map(lambda leaf: -2 * error * leaf, gradient)
+
+        terms = jax.vmap(term)(jnp.arange(16))
+        return jax.tree.map(lambda leaf: leaf.mean(0), terms)
+
+    expected = by_hand(learner)
+    got, _ = jax.jit(jax.grad(agent.loss, has_aux=True))(
+        learner.params, learner.target_params, jnp.asarray(0.3), batch
     )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
@@ -184,7 +187,7 @@ def test_no_gradient_reaches_target_parameters():
     agent = make_agent(algo="m_iq")
     learner = perturbed(agent.init(jax.random.key(0)))
     gradient, _ = jax.grad(agent.loss, argnums=1, has_aux=True)(
-        learner.params, learner.target_params, make_batch()
+        learner.params, learner.target_params, jnp.asarray(0.1), make_batch()
     )
     assert all(not leaf.any() for leaf in jax.tree.leaves(gradient))
 
@@ -195,7 +198,7 @@ def test_munchausen_zero_is_iq_and_the_target_policy_matters_only_above():
     zero = make_agent(algo="m_iq", munchausen=0.0)
     learner = perturbed(iq_agent.init(jax.random.key(0)))
     losses = [
-        agent.loss(learner.params, learner.target_params, batch)[0]
+        agent.loss(learner.params, learner.target_params, jnp.asarray(0.1), batch)[0]
         for agent in (iq_agent, zero, m_iq)
     ]
     assert losses[0] == losses[1] != losses[2]
@@ -239,3 +242,31 @@ def test_zero_last_layer_starts_uniform():
     plain = make_agent(zero_last_layer=False)
     params = plain.init(jax.random.key(0)).params.policy
     assert plain.policy.log_probs(params, jnp.ones((2, OBS)), 1.0).std() > 0.01
+
+
+@pytest.mark.parametrize(("start", "sign"), [(1e-3, 1), (0.9, -1)])
+def test_temperature_follows_the_target_entropy(start, sign):
+    """Up while the entropy is below the target, down above, by learning_rate."""
+    agent = make_agent(temperature=start, target_entropy=0.5)
+    learner = perturbed(agent.init(jax.random.key(0)))
+    after, statistics = agent.update(learner, make_batch(), jax.random.key(1))
+    gap = 0.5 * np.log(5) - statistics.entropy
+    assert np.sign(gap) == sign and abs(gap) > 0.1
+    moved = after.log_temperature - learner.log_temperature
+    np.testing.assert_allclose(moved, sign * 3e-4, rtol=1e-2)
+    constant = make_agent(temperature=start, target_entropy=0.0)
+    after, _ = constant.update(learner, make_batch(), jax.random.key(1))
+    assert after.log_temperature == learner.log_temperature
+
+
+def test_temperature_settles_where_the_entropy_meets_its_target():
+    agent = make_agent(temperature=0.3, target_entropy=0.4, learning_rate=3e-3)
+    learner = perturbed(agent.init(jax.random.key(0)))
+    batch, key = make_batch(), jax.random.key(0)
+    learner, statistics = jax.jit(
+        lambda start: jax.lax.scan(
+            lambda carry, _: agent.update(carry, batch, key), start, length=3000
+        )
+    )(learner)
+    statistics = jax.tree.map(lambda leaf: leaf[-1], statistics)
+    assert abs(statistics.entropy / np.log(5) - 0.4) < 0.05

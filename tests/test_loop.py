@@ -72,6 +72,29 @@ def test_acts_uniformly_and_does_not_learn_until_min_replay_size():
     assert metrics.updates > 0 and np.isfinite(metrics.learning.loss)
 
 
+def test_random_actions_fade_out_over_exploration_steps():
+    """The share of random actions is 1 - size / exploration_steps, then 0."""
+    env = toys.Commanded()
+    setup = toys.toy_setup(
+        env, num_envs=64, min_replay_size=64, exploration_steps=512, chunk_steps=16
+    )
+
+    class Zero(type(setup.agent)):
+        def act(self, learner, obs, key):
+            return jnp.zeros((64, 2), jnp.int8)  # what random play seldom does
+
+    fields = dataclasses.fields(setup.agent)
+    agent = Zero(**{field.name: getattr(setup.agent, field.name) for field in fields})
+    setup = loop.Setup(dataclasses.replace(setup.config, chunk_steps=8), env, agent)
+    state, _ = loop.train_chunk(setup, begin(setup))
+    random = np.asarray((state.replay.data.action != 0).any(-1)).reshape(8, 64).mean(1)
+    expected = (1 - np.arange(8) / 8) * (1 - 1 / 11**2)
+    np.testing.assert_allclose(random, expected, atol=0.25)
+    np.testing.assert_allclose(random.mean(), expected.mean(), atol=0.08)
+    state, _ = loop.train_chunk(setup, state)  # the whole ring anew
+    assert (state.replay.data.action == 0).all()
+
+
 def test_replay_holds_true_transitions_of_commanded_worlds():
     """next_obs is obs + 1 even where the episode ended; terminated as commanded."""
     env = toys.Commanded()

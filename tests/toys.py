@@ -57,6 +57,7 @@ SMALL = {
     "batch_size": 16,
     "grad_updates_per_step": 2,
     "min_replay_size": 32,
+    "exploration_steps": 0,
     "max_replay_size": 512,
     "hidden_sizes": (16, 16),
     "num_eval_envs": 2,

@@ -92,7 +92,9 @@ class MjxEngine(abc.ABC):
         state = self._state(data, model_fields, jnp.zeros((), jnp.int32))
         if "cfrc_ext" in state.fields:
             zero = jnp.zeros_like(state.fields["cfrc_ext"])
-            state = dataclasses.replace(state, fields={**state.fields, "cfrc_ext": zero})
+            state = dataclasses.replace(
+                state, fields={**state.fields, "cfrc_ext": zero}
+            )
         # The forward pass leaves qpos and qvel alone; hand back exactly the given ones.
         return dataclasses.replace(state, qpos=qpos, qvel=qvel)
 

@@ -12,11 +12,16 @@ temperature)` hold by construction, and one squared TD error trains both, Eq. 2:
     loss   = mean((target - temperature * log pi(a|s) - V(s))^2)
 
 IQ is munchausen = 0 (the paper's alpha); M-IQ is munchausen > 0.
+
+The temperature is the paper's constant, or follows the policy's entropy: it rises while
+the entropy is below its target and falls while above (as SAC's does, Haarnoja et al.
+2018b; the paper leaves this open). With the scaled softmax a change acts at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, cast
 
 import chex
@@ -28,9 +33,14 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from iqmjx.config import Config
 from iqmjx.networks import MLP
-from iqmjx.policies import Policy
+from iqmjx.policies import Policy, Temperature
 from iqmjx.policies.multicategorical import Multicategorical
 from iqmjx.replay import Transition
+
+_ENTROPY_SLACK = 0.1
+"""Nats per action dimension from the target within which the adaptation slows down."""
+_LOG_TEMPERATURE_RANGE = (math.log(1e-4), math.log(1.0))
+"""The paper's range of temperatures (Sec. 6), which the adaptation stays in."""
 
 
 @struct.dataclass
@@ -48,6 +58,7 @@ class LearnerState:
     params: Params
     target_params: Params  # Polyak average of params
     opt_state: optax.OptState
+    log_temperature: Float[Array, ""]
 
 
 @struct.dataclass
@@ -61,6 +72,7 @@ class Statistics:
     log_prob: Float[Array, ""]  # of the replayed actions, nats
     entropy: Float[Array, ""]  # of the policy, nats per action dimension
     grad_norm: Float[Array, ""]
+    temperature: Float[Array, ""]  # reward
 
 
 def td_error(
@@ -71,7 +83,7 @@ def td_error(
     reward: Float[Array, " B"],
     terminated: Bool[Array, " B"],
     *,
-    temperature: float,
+    temperature: Temperature,
     munchausen: float,
     discount: float,
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
@@ -95,10 +107,14 @@ class ImplicitQ:
     value_network: MLP
     optimizer: optax.GradientTransformation
     observation_size: int
-    temperature: float
+    temperature: float  # at the start
+    target_entropy: (
+        float | None
+    )  # nats per action dimension; None: constant temperature
     munchausen: float
     discount: float
     target_rate: float
+    learning_rate: float
 
     @classmethod
     def from_config(
@@ -123,9 +139,11 @@ class ImplicitQ:
             optimizer=optax.adam(config.learning_rate),
             observation_size=observation_size,
             temperature=config.temperature,
+            target_entropy=config.target_entropy * math.log(config.num_bins) or None,
             munchausen=config.munchausen,
             discount=config.discounting,
             target_rate=config.target_rate,
+            learning_rate=config.learning_rate,
         )
 
     @property
@@ -149,12 +167,14 @@ class ImplicitQ:
             # Copies: an aliased tree could not be donated.
             target_params=jax.tree.map(jnp.copy, params),
             opt_state=self.optimizer.init(cast(Any, params)),
+            log_temperature=jnp.log(jnp.asarray(self.temperature, jnp.float32)),
         )
 
     def act(
         self, learner: LearnerState, obs: Float[Array, "N O"], key: PRNGKeyArray
     ) -> Array:
-        return self.policy.sample(learner.params.policy, obs, key, self.temperature)
+        temperature = jnp.exp(learner.log_temperature)
+        return self.policy.sample(learner.params.policy, obs, key, temperature)
 
     def act_greedy(self, learner: LearnerState, obs: Float[Array, "N O"]) -> Array:
         return self.policy.mode(learner.params.policy, obs)
@@ -171,17 +191,21 @@ class ImplicitQ:
         return outputs[..., 0]
 
     def loss(
-        self, params: Params, target_params: Params, batch: Transition
+        self,
+        params: Params,
+        target_params: Params,
+        temperature: Float[Array, ""],
+        batch: Transition,
     ) -> tuple[Float[Array, ""], Statistics]:
         """Eq. 2 over a batch [B] of normalized observations."""
         log_prob = self.policy.log_prob(
-            params.policy, batch.obs, batch.action, self.temperature
+            params.policy, batch.obs, batch.action, temperature
         )
         value = self.value(params.value, batch.obs)
         target_log_prob = jnp.zeros_like(log_prob)
         if self.munchausen > 0:
             target_log_prob = self.policy.log_prob(
-                target_params.policy, batch.obs, batch.action, self.temperature
+                target_params.policy, batch.obs, batch.action, temperature
             )
         error, target = td_error(
             log_prob,
@@ -190,12 +214,12 @@ class ImplicitQ:
             self.value(target_params.value, batch.next_obs),
             batch.reward,
             batch.terminated,
-            temperature=self.temperature,
+            temperature=temperature,
             munchausen=self.munchausen,
             discount=self.discount,
         )
         loss = jnp.mean(jnp.square(error))
-        entropy = self.policy.entropy(params.policy, batch.obs, self.temperature)
+        entropy = self.policy.entropy(params.policy, batch.obs, temperature)
         statistics = Statistics(
             loss=loss,
             td_error=jnp.abs(error).mean(),
@@ -204,6 +228,7 @@ class ImplicitQ:
             log_prob=log_prob.mean(),
             entropy=entropy.mean() / self.action_shape[-1],
             grad_norm=jnp.zeros(()),  # known after the gradient
+            temperature=temperature,
         )
         return loss, statistics
 
@@ -212,7 +237,10 @@ class ImplicitQ:
     ) -> tuple[LearnerState, Statistics]:
         del key  # V(s') is explicit: no next action is sampled
         gradients, statistics = jax.grad(self.loss, has_aux=True)(
-            learner.params, learner.target_params, batch
+            learner.params,
+            learner.target_params,
+            jnp.exp(learner.log_temperature),
+            batch,
         )
         updates, opt_state = self.optimizer.update(gradients, learner.opt_state)
         params: Any = jax.tree.map(jnp.add, learner.params, updates)
@@ -223,4 +251,18 @@ class ImplicitQ:
         )
         grad_norm = optax.tree.norm(gradients)
         statistics = dataclasses.replace(statistics, grad_norm=grad_norm)
-        return LearnerState(params, target_params, opt_state), statistics
+        log_temperature = self._adapt(learner.log_temperature, statistics.entropy)
+        learner = LearnerState(params, target_params, opt_state, log_temperature)
+        return learner, statistics
+
+    def _adapt(self, log_temperature, entropy) -> Float[Array, ""]:
+        """Steps the temperature towards the one with the target entropy.
+
+        A step is a relative change of learning_rate, less within _ENTROPY_SLACK of the
+        target.
+        """
+        if self.target_entropy is None:
+            return log_temperature
+        gap = (self.target_entropy - entropy) / _ENTROPY_SLACK
+        step = self.learning_rate * jnp.clip(gap, -1.0, 1.0)
+        return jnp.clip(log_temperature + step, *_LOG_TEMPERATURE_RANGE)

@@ -6,6 +6,9 @@ from typing import Any, Protocol
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
+Temperature = float | Float[Array, ""]
+"""A number, or a traced scalar."""
+
 
 class Policy(Protocol):
     """A distribution over actions given an observation, with parameters apart.
@@ -29,7 +32,11 @@ class Policy(Protocol):
         ...
 
     def log_prob(
-        self, params: Any, obs: Float[Array, "*B O"], action: Array, temperature: float
+        self,
+        params: Any,
+        obs: Float[Array, "*B O"],
+        action: Array,
+        temperature: Temperature,
     ) -> Float[Array, "*B"]:
         """Log-probability of actions as they are stored in replay, in nats."""
         ...
@@ -39,7 +46,7 @@ class Policy(Protocol):
         params: Any,
         obs: Float[Array, "*B O"],
         key: PRNGKeyArray,
-        temperature: float,
+        temperature: Temperature,
     ) -> Array:
         """Actions drawn from the distribution; `key` is consumed."""
         ...
@@ -49,7 +56,7 @@ class Policy(Protocol):
         ...
 
     def entropy(
-        self, params: Any, obs: Float[Array, "*B O"], temperature: float
+        self, params: Any, obs: Float[Array, "*B O"], temperature: Temperature
     ) -> Float[Array, "*B"]:
         """Entropy of the distribution, in nats."""
         ...

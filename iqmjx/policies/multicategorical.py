@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8, PRNGKeyArray
 
 from iqmjx.networks import MLP
+from iqmjx.policies import Temperature
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Multicategorical:
         return self.network.init(key, jnp.zeros(observation_size))
 
     def log_probs(
-        self, params: Any, obs: Float[Array, "*B O"], temperature: float
+        self, params: Any, obs: Float[Array, "*B O"], temperature: Temperature
     ) -> Float[Array, "*B A n"]:
         """Log-probability of every bin of every dimension, in nats."""
         return jax.nn.log_softmax(self._logits(params, obs, temperature))
@@ -58,7 +59,7 @@ class Multicategorical:
         params: Any,
         obs: Float[Array, "*B O"],
         action: Int8[Array, "*B A"],
-        temperature: float,
+        temperature: Temperature,
     ) -> Float[Array, "*B"]:
         log_probs = self.log_probs(params, obs, temperature)
         # A one-hot product rather than a gather, whose gradient is a slow scatter.
@@ -70,7 +71,7 @@ class Multicategorical:
         params: Any,
         obs: Float[Array, "*B O"],
         key: PRNGKeyArray,
-        temperature: float,
+        temperature: Temperature,
     ) -> Int8[Array, "*B A"]:
         logits = self._logits(params, obs, temperature)
         return jax.random.categorical(key, logits).astype(jnp.int8)
@@ -79,7 +80,7 @@ class Multicategorical:
         return jnp.argmax(self._logits(params, obs, 1.0), -1).astype(jnp.int8)
 
     def entropy(
-        self, params: Any, obs: Float[Array, "*B O"], temperature: float
+        self, params: Any, obs: Float[Array, "*B O"], temperature: Temperature
     ) -> Float[Array, "*B"]:
         log_probs = self.log_probs(params, obs, temperature)
         return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=(-2, -1))
