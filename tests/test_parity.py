@@ -25,8 +25,8 @@ TOLERANCE = {
     "xipos": 1e-5,
     "xpos": 1e-5,
 }
-# The half-cheetah's stiff feet amplify float32 rounding: moving the start by 6e-8, MuJoCo
-# itself in double precision moves by up to 1.1e-5 in qpos and 5.9e-4 in qvel. MJX loses
+# The half-cheetah's stiff feet amplify float32 rounding: moving the start by 6e-8,
+# MuJoCo itself in double precision moves by up to 1.1e-5 in qpos and 5.9e-4 in qvel. MJX loses
 # more than Warp, because its line search compares whole costs in float32; more solver
 # iterations or a tolerance of zero change nothing.
 TOLERANCE_OF = {

@@ -1,10 +1,10 @@
 """MuJoCo's contact frame between a plane and a capsule, for MJX and MuJoCo Warp.
 
 MuJoCo always turns the first tangent along the capsule. MJX and Warp (3.17) stop doing
-so where the capsule is steeper than 60 degrees, and a pyramidal friction cone is not the
-same in all directions: on Gymnasium's ant one control step then differs by up to 1.7 in
-qvel. Both look the function up when they build a program, so it is replaced there,
-for the whole process; contact distances and positions remain the library's.
+so where the capsule is steeper than 60 degrees to the plane, and a pyramidal friction
+cone is not the same in all directions: on Gymnasium's ant one control step then differs
+by up to 1.7 in qvel. Both look the function up when they build a program, so it is
+replaced there, for the whole process; contact distances and positions remain theirs.
 """
 
 from __future__ import annotations

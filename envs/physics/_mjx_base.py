@@ -1,7 +1,7 @@
 """What the two engines built on MJX share.
 
-An `mjx.Data` lives only inside `init` and `step`: made afresh, given the state, advanced
-and read. It never enters the state, because some of its leaves (warp's contacts) belong
+An `mjx.Data` lives only inside `init` and `step`: made afresh, given the state,
+advanced and read. It never enters the state, because some of its leaves (warp's contacts) belong
 to all worlds together and could be neither batched nor selected world by world.
 """
 
@@ -47,8 +47,8 @@ class MjxEngine(abc.ABC):
         contacts_per_world: int,
         constraints_per_world: int,
     ):
-        # MJX has no PGS, which Gymnasium's humanoid asks for. Both solve the same convex
-        # problem; at convergence one control step of it differs by 4e-9 in qpos.
+        # MJX has no PGS, which Gymnasium's humanoid asks for. Both solve the same
+        # convex problem; one control step of it differs by 4e-9 in qpos.
         spec.option.solver = mujoco.mjtSolver.mjSOL_NEWTON
         self._prepare(spec, contacts_per_world)
         with quiet_compilation():

@@ -1,4 +1,4 @@
-"""MuJoCo Warp through MJX: the engine for NVIDIA GPUs (it also runs, slowly, on CPUs)."""
+"""MuJoCo Warp through MJX: the engine for NVIDIA GPUs (slowly, it runs on CPUs too)."""
 
 from __future__ import annotations
 
