@@ -7,6 +7,9 @@ by up to 1.7 in qvel. Both look the function up when they build a program, so it
 replaced there, for the whole process; contact distances and positions remain theirs.
 """
 
+# Inside a kernel the types are Warp's, which its own annotations do not describe.
+# pyright: reportCallIssue=false, reportArgumentType=false
+
 from __future__ import annotations
 
 import jax.numpy as jnp

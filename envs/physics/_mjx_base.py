@@ -1,8 +1,9 @@
 """What the two engines built on MJX share.
 
 An `mjx.Data` lives only inside `init` and `step`: made afresh, given the state,
-advanced and read. It never enters the state, because some of its leaves (warp's contacts) belong
-to all worlds together and could be neither batched nor selected world by world.
+advanced and read. It never enters the state, because some of its leaves (warp's
+contacts) belong to all worlds together and could be neither batched nor selected world
+by world.
 """
 
 from __future__ import annotations

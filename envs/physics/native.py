@@ -120,6 +120,7 @@ class Engine:
         results = jax.tree.map(
             lambda leaf: np.empty((count, *leaf.shape), leaf.dtype), self._outputs
         )
+        results.overflow[:] = 0
         after = np.empty((count, self._state_size))
         overrides = [
             np.asarray(value).reshape(count, *getattr(self.model, name).shape)
@@ -152,10 +153,11 @@ class Engine:
             (getattr(model, name), values)
             for name, values in zip(self._model_fields, overrides, strict=True)
         ]
-        for world in range(start, stop):
+        rows = zip(inputs[start:stop], after[start:stop], strict=True)
+        for world, (before, result) in enumerate(rows, start):
             for target, values in writes:
                 target[:] = values[world]
-            set_state(model, data, inputs[world], spec)
+            set_state(model, data, before, spec)
             if stepping:
                 mujoco.mj_step(model, data, self.frame_skip)
                 if reads:
@@ -163,10 +165,9 @@ class Engine:
             else:
                 mujoco.mj_forward(model, data)
                 data.cfrc_ext[:] = 0
-            get_state(model, data, after[world], _STATE)
+            get_state(model, data, result, _STATE)
             for source, out in reads:
                 out[world] = source
-            results.overflow[world] = 0
             if warnings[_CONSTRAINT_FULL] or warnings[_CONTACT_FULL]:
                 results.overflow[world] = OVERFLOW_CONSTRAINTS * bool(
                     warnings[_CONSTRAINT_FULL]
