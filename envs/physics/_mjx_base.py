@@ -1,8 +1,9 @@
 """What the two engines built on MJX share.
 
 An `mjx.Data` lives only inside `init` and `step`: made afresh, given the state,
-advanced and read. It never enters the state, because some of its leaves (warp's contacts) belong
-to all worlds together and could be neither batched nor selected world by world.
+advanced and read. It never enters the state, because some of its leaves (warp's
+contacts) belong to all worlds together and could be neither batched nor selected
+world by world.
 """
 
 from __future__ import annotations
@@ -53,14 +54,14 @@ class MjxEngine(abc.ABC):
         self.model = compile_model(spec)
         self.frame_skip = frame_skip
         self._model_fields = model_fields
+        # MJX keeps matrices as such where MjData has nine numbers in a row.
+        data = mujoco.MjData(self.model)
+        self._shapes = {name: getattr(data, name).shape for name in fields}
         self._mjx_model = self._make_model()
         self._blank = jax.tree.map(
             np.asarray,
             self._make_data(contacts_per_world * num_worlds, constraints_per_world),
         )
-        # MJX keeps matrices as such where MjData has nine numbers in a row.
-        data = mujoco.MjData(self.model)
-        self._shapes = {name: getattr(data, name).shape for name in fields}
 
     @abc.abstractmethod
     def _prepare(self, spec: mujoco.MjSpec, contacts_per_world: int):
