@@ -56,15 +56,15 @@ class MjxEngine(abc.ABC):
             self.model = spec.compile()
         self.frame_skip = frame_skip
         self._model_fields = model_fields
+        # MJX keeps matrices as such where MjData has nine numbers in a row.
+        data = mujoco.MjData(self.model)
+        self._shapes = {name: getattr(data, name).shape for name in fields}
         self._mjx_model = self._make_model()
         self._num_worlds = num_worlds
         self._blank = jax.tree.map(
             np.asarray,
             self._make_data(contacts_per_world * num_worlds, constraints_per_world),
         )
-        # MJX keeps matrices as such where MjData has nine numbers in a row.
-        data = mujoco.MjData(self.model)
-        self._shapes = {name: getattr(data, name).shape for name in fields}
 
     @abc.abstractmethod
     def _prepare(self, spec: mujoco.MjSpec, contacts_per_world: int):

@@ -31,10 +31,12 @@ class Engine(MjxEngine):
 
     def _make_model(self) -> mjx.Model:
         # Overflows are in the state; a line printed by each world would flood the
-        # terminal. cfrc_ext is computed by forward passes, and only if asked for.
-        return mjx.put_model(self.model, impl="warp").tree_replace(
-            {"opt._impl.warn_overflow": 0, "opt._impl.run_rne_postconstraint": True}
-        )
+        # terminal. Forward passes compute cfrc_ext only where told to.
+        options = {
+            "opt._impl.warn_overflow": 0,
+            "opt._impl.run_rne_postconstraint": "cfrc_ext" in self._shapes,
+        }
+        return mjx.put_model(self.model, impl="warp").tree_replace(options)
 
     def _make_data(self, contacts: int, constraints_per_world: int) -> mjx.Data:
         return mjx.make_data(
