@@ -41,6 +41,12 @@ class Store:
         self._newest = ocp.CheckpointManager(folder / CHECKPOINTS, options=newest)
         self._best = ocp.CheckpointManager(folder / BEST, options=best)
 
+    def drop_after(self, env_steps: int) -> None:
+        """Deletes newer whole-state steps: a resume from here takes them again."""
+        for step in self._newest.all_steps():
+            if step > env_steps:
+                self._newest.delete(step)
+
     def save(self, env_steps: int, state: loop.TrainState) -> None:
         """Writes the whole state, unless this step is there already."""
         if env_steps in self._newest.all_steps():

@@ -45,6 +45,7 @@ def train(config: Config, run_folder: Path, *, resume: bool = False) -> bool:
         Progress(total, env_steps) as progress,
         _stop_requests() as stop,
     ):
+        store.drop_after(env_steps)
         run = _Run(setup, log, store, progress, spent)
         run.compile(state)
         evaluations = _spread(config.num_evals, config, include_start=True)
