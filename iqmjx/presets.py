@@ -15,8 +15,8 @@ import envs
 from iqmjx.config import Config
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Few worlds, small batches: on a CPU the updates are what time goes into, and two of
-    # 128 teach more than one of 256 in the same time (README, Learning).
+    # Few worlds, small batches: on a CPU the updates are what time goes into, and two
+    # of 128 teach more than one of 256 in about the same time.
     "cpu": {
         "num_envs": 128,
         "grad_updates_per_step": 16,
