@@ -250,10 +250,11 @@ def _rollout_pair(setup: loop.Setup) -> tuple[Callable[[], Any], Callable[[], An
     states[:, 1 + model.nq : 1 + model.nq + model.nv] = worlds.qvel
     held = np.repeat(controls.swapaxes(0, 1), engine.frame_skip, 1).astype(np.float64)
     data = [mujoco.MjData(model) for _ in range(threads)]
-    pool = mujoco.rollout.Rollout(nthread=threads)
 
     def raw():
-        return pool.rollout(model, data, states, held)[0]
+        # A pool of its own each time: an idle one would take CPU from the other parts.
+        with mujoco.rollout.Rollout(nthread=threads) as pool:
+            return pool.rollout(model, data, states, held)[0]
 
     return lambda: in_scan(worlds, jnp.asarray(controls)), raw
 
