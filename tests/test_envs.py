@@ -24,6 +24,7 @@ def env(request):
 
 def test_sizes_and_finite_random_play_in_one_trace(env):
     assert (env.observation_size, env.action_size) == SIZES[env.name]
+    chex.clear_trace_counter()  # it counts by the function's name
     batched = jax.vmap(env.step)
     step = jax.jit(chex.assert_max_traces(lambda s, a: batched(s, a), n=1))
     state = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), 8))
