@@ -26,6 +26,7 @@ import numpy as np
 from absl import flags
 from rich import console, table
 
+import iqmjx
 from envs import vector
 from iqmjx import cli, loop, memory, presets
 from iqmjx.config import Config
@@ -44,7 +45,7 @@ cli.define_config_flags()
 _SECONDS = 1.0
 """Least time that each part runs for in each round."""
 _ROLLOUT_WORLDS, _ROLLOUT_STEPS = 256, 20
-_PACKAGES = ("iqmjx", "jax", "jaxlib", "mujoco", "mujoco-mjx", "warp-lang")
+_PACKAGES = ("jax", "jaxlib", "mujoco", "mujoco-mjx", "warp-lang")
 
 
 def main() -> None:
@@ -270,12 +271,13 @@ def _peak_memory() -> int:
 
 def _machine() -> dict[str, Any]:
     device = jax.local_devices()[0]
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
         "device": device.device_kind,
         "platform": device.platform,
         "processor": platform.processor() or platform.machine(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": {"iqmjx": iqmjx.__version__} | versions,
     }
 
 
