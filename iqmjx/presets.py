@@ -58,7 +58,7 @@ TASKS: dict[tuple[str, str], dict[str, Any]] = {
     ("cpu", "humanoid"): {
         "num_envs": 256,
         "chunk_steps": 32,
-        "grad_updates_per_step": 6,
+        "grad_updates_per_step": 4,
     },
 }
 
