@@ -28,10 +28,9 @@ STATES, ACTIONS = 64, 20
 STEPS_PLAYED = 3000
 # MJX makes programs that take XLA minutes to optimise for a CPU; this leaves out the
 # last of the polish, not any of the arithmetic.
-QUICK_COMPILE = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-}
+QUICK_COMPILE: dict[str, int | bool] = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):  # later ones have no such option
+    QUICK_COMPILE["xla_cpu_use_fusion_emitters"] = False
 
 
 class Transitions(NamedTuple):
