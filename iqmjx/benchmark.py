@@ -95,7 +95,7 @@ def measure(config: Config, rounds: int) -> dict[str, Any]:
     parts: dict[str, tuple[Callable[[], Any], int]] = {
         "physics": (_stepping(setup, state), chunk),
         "acting": (_acting(setup, state), chunk),
-        "updates": (_updating(setup, state), per_vector_step),
+        "updates": (_updating(setup, state), chunk * per_vector_step),
         "training": (train_once, chunk),
     }
     engine: Any = setup.env.physics
@@ -202,11 +202,10 @@ def _acting(setup: loop.Setup, state: loop.TrainState) -> Callable[[], Any]:
 
 
 def _updating(setup: loop.Setup, state: loop.TrainState) -> Callable[[], Any]:
-    """One vector step's K updates, on batches that are ready."""
+    """A chunk's updates, on K batches that are ready."""
     config = setup.config
     learner, worlds = jax.tree.map(jnp.copy, (state.learner, state.envs))
     shape = (config.grad_updates_per_step, config.batch_size)
-    keys = jax.random.split(jax.random.key(0), shape[0])
     obs = jax.random.normal(jax.random.key(1), (*shape, worlds.obs.shape[-1]))
     action = setup.agent.act_random(jax.random.key(2), shape[0] * shape[1])
     batches = Transition(
@@ -218,14 +217,19 @@ def _updating(setup: loop.Setup, state: loop.TrainState) -> Callable[[], Any]:
     )
 
     @jax.jit
-    def run(learner, batches, keys):
-        return jax.lax.scan(
-            lambda carry, inputs: setup.agent.update(carry, *inputs),
-            learner,
-            (batches, keys),
-        )
+    def run(learner, batches, key):
+        def vector_step(learner, key):
+            keys = jax.random.split(key, config.grad_updates_per_step)
+            return jax.lax.scan(
+                lambda carry, inputs: setup.agent.update(carry, *inputs),
+                learner,
+                (batches, keys),
+            )
 
-    return functools.partial(run, learner, batches, keys)
+        keys = jax.random.split(key, config.chunk_steps)
+        return jax.lax.scan(vector_step, learner, keys)
+
+    return functools.partial(run, learner, batches, jax.random.key(0))
 
 
 def _rollout_pair(setup: loop.Setup) -> tuple[Callable[[], Any], Callable[[], Any]]:

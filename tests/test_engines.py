@@ -49,9 +49,13 @@ def compiled(engine, function):
     return jax.jit(function, compiler_options=quick)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_model_fields_are_each_worlds_own(engine):
-    options = {"model_fields": ["body_pos"], "fields": ["xpos"]}
+@pytest.mark.parametrize(
+    ("engine", "fields"),
+    # Contact forces are another way through `native`.
+    [*((engine, ["xpos"]) for engine in ENGINES), ("native", ["xpos", "cfrc_ext"])],
+)
+def test_model_fields_are_each_worlds_own(engine, fields):
+    options = {"model_fields": ["body_pos"], "fields": fields}
     pos = make(engine, PENDULUM).model.body_pos.astype(np.float32)
     # The second world's pendulum hangs elsewhere, and its mass further from the hinge.
     pos = np.stack([pos, pos + np.float32([[0, 0, 0], [3, 0, 0], [0, 0, 0.4]])])
@@ -96,6 +100,28 @@ def test_overflow_is_reported(engine, sizes, expected):
     start = compiled(balls, balls.init)(qpos, qvel)
     assert start.overflow == 0
     assert compiled(balls, balls.step)(start, jnp.zeros(0)).overflow == expected
+
+
+@pytest.mark.parametrize("fields", [[], ["cfrc_ext"]])
+def test_native_reports_a_full_arena(fields, tmp_path, monkeypatch):
+    """Reported of the world whose contacts did not fit, and of no other."""
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes a log of it there
+    ball = '<body><freejoint/><geom size="0.1"/></body>'
+    balls = make(
+        "native",
+        f'<mujoco><size memory="100K"/><worldbody>{20 * ball}</worldbody></mujoco>',
+        fields=fields,
+    )
+    qpos = np.zeros((2, 20, 7), np.float32)
+    qpos[..., 0] = np.arange(20) * np.float32([[0.01], [1.0]])  # a heap, and a line
+    qpos[..., 3] = 1
+    step = jax.jit(jax.vmap(balls.step))
+    start = jax.vmap(balls.init)(qpos.reshape(2, -1), jnp.zeros((2, 20 * 6)))
+    overflow = step(start, jnp.zeros((2, 0))).overflow
+    assert overflow.tolist() == [OVERFLOW_CONTACTS | OVERFLOW_CONSTRAINTS, 0]
+    swapped = jax.tree.map(lambda leaf: leaf[::-1], start)
+    overflow = step(swapped, jnp.zeros((2, 0))).overflow
+    assert overflow.tolist() == [0, OVERFLOW_CONTACTS | OVERFLOW_CONSTRAINTS]
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -1,9 +1,13 @@
-"""MuJoCo C on the CPU, stepped by a thread pool inside the jitted program.
+"""MuJoCo C on the CPU, stepped by threads inside the jitted program.
 
 The exact double-precision state of each world rides in the carry as raw bits
 (`uint32`, two per double), because the surrounding program computes in float32. A
 trajectory is therefore the one that Gymnasium would produce, and a saved state
 continues bit for bit.
+
+Worlds are stepped by `mujoco.batch`, whose threads never enter Python. It cannot give
+`cfrc_ext` as Gymnasium reads it (`mj_rnePostConstraint` on what the last substep left
+behind), so tasks that ask for it are stepped world by world from Python threads.
 """
 
 from __future__ import annotations
@@ -14,11 +18,12 @@ import itertools
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import mujoco
+import mujoco.batch
 import numpy as np
 
 from envs.physics import (
@@ -30,8 +35,11 @@ from envs.physics import (
 
 _STATE = int(mujoco.mjtState.mjSTATE_FULLPHYSICS | mujoco.mjtState.mjSTATE_WARMSTART)
 _STATE_AND_CTRL = _STATE | int(mujoco.mjtState.mjSTATE_CTRL)
+_BATCH_ROW = int(mujoco.mjtState.mjSTATE_INTEGRATION)
+_NUM_WARNINGS = int(mujoco.mjtWarning.mjNWARNING)
 _CONTACT_FULL = int(mujoco.mjtWarning.mjWARN_CONTACTFULL)
 _CONSTRAINT_FULL = int(mujoco.mjtWarning.mjWARN_CNSTRFULL)
+_CONTACT_FORCES = "cfrc_ext"
 # Worlds differ in cost (contacts), so each thread takes several blocks.
 _BLOCKS_PER_THREAD = 4
 
@@ -39,6 +47,14 @@ _BLOCKS_PER_THREAD = 4
 def num_threads() -> int:
     """The number of CPUs this process may run on."""
     return len(os.sched_getaffinity(0))
+
+
+class _Worlds(NamedTuple):
+    """W worlds on the host; its arrays are good until the next call."""
+
+    states: np.ndarray  # [W, S] double: the parts of a state named in _STATE
+    fields: dict[str, np.ndarray]  # [W, ...] by MjData name
+    warnings: np.ndarray  # [W, _NUM_WARNINGS] counts during the call
 
 
 class Engine:
@@ -61,8 +77,10 @@ class Engine:
         self.num_threads = num_threads()
         self._model_fields = model_fields
         self._state_size = mujoco.mj_stateSize(self.model, _STATE)
-        self._workers = threading.local()
-        self._pool = ThreadPoolExecutor(self.num_threads, "mujoco")
+        shared = (self.model, frame_skip, fields, model_fields, self.num_threads)
+        self._batch = functools.cache(functools.partial(_Batch, *shared))
+        self._workers = _Workers(*shared) if _CONTACT_FORCES in fields else None
+        self._lock = threading.Lock()  # both kinds hold one call's worlds
 
         model, data = self.model, mujoco.MjData(self.model)
         shape: Any = jax.ShapeDtypeStruct
@@ -100,7 +118,7 @@ class Engine:
 
     def _init(self, qpos, qvel, *model_fields) -> PhysicsState:
         """Host side of `init`, over any leading batch dimensions."""
-        qpos, qvel = np.asarray(qpos), np.asarray(qvel)
+        qpos = np.asarray(qpos)
         states = np.zeros((*qpos.shape[:-1], self._state_size))
         states[..., self._qpos] = qpos
         states[..., self._qvel] = qvel
@@ -109,76 +127,139 @@ class Engine:
     def _step(self, bits, ctrl, *model_fields) -> PhysicsState:
         """Host side of `step`, over any leading batch dimensions."""
         states = np.ascontiguousarray(bits).view(np.float64)
-        return self._run(states, np.asarray(ctrl, np.float64), model_fields)
+        return self._run(states, np.asarray(ctrl), model_fields)
 
     def _run(self, states, ctrl, model_fields) -> PhysicsState:
+        """Steps worlds under `ctrl`, or computes their fields where it is None."""
         batch = states.shape[:-1]
         count = int(np.prod(batch))
-        inputs = states.reshape(count, -1)
-        if ctrl is not None:
-            inputs = np.concatenate([inputs, ctrl.reshape(count, -1)], axis=1)
-        results = jax.tree.map(
-            lambda leaf: np.empty((count, *leaf.shape), leaf.dtype), self._outputs
-        )
-        results.overflow[:] = 0
-        after = np.empty((count, self._state_size))
+        states = states.reshape(count, -1)
         overrides = [
             np.asarray(value).reshape(count, *getattr(self.model, name).shape)
             for name, value in zip(self._model_fields, model_fields, strict=True)
         ]
-        work = (inputs, ctrl is not None, overrides, after, results)
-        blocks = min(count, self.num_threads * _BLOCKS_PER_THREAD)
+        with self._lock:
+            if ctrl is None:
+                worlds = self._batch(count).forward(states, overrides)
+            else:
+                stepper = self._workers or self._batch(count)
+                worlds = stepper.step(states, ctrl.reshape(count, -1), overrides)
+            no_constraint = worlds.warnings[:, _CONSTRAINT_FULL] > 0
+            no_contact = worlds.warnings[:, _CONTACT_FULL] > 0
+            results = PhysicsState(
+                qpos=worlds.states[:, self._qpos],
+                qvel=worlds.states[:, self._qvel],
+                fields=worlds.fields,
+                model_fields={},
+                overflow=OVERFLOW_CONSTRAINTS * no_constraint
+                | OVERFLOW_CONTACTS * no_contact,
+                carry=worlds.states.view(np.uint32),
+            )
+            return jax.tree.map(
+                lambda values, out: values.astype(out.dtype).reshape(
+                    (*batch, *out.shape)
+                ),
+                results,
+                self._outputs,
+            )
+
+
+class _Batch:
+    """Worlds as rows of a `mujoco.batch`, for one number of worlds."""
+
+    def __init__(self, model, frame_skip, fields, model_fields, threads, count):
+        self._batch = mujoco.batch.Batch(model, count, threads)
+        self._frame_skip = frame_skip
+        self._ctrl = self._batch.bind("ctrl")
+        self._fields = {name: self._batch.bind(name) for name in fields}
+        self._model_fields = [self._batch.expand(name) for name in model_fields]
+        # Which columns of a row are the state's.
+        numbers = np.arange(self._batch.nstate, dtype=np.float64)
+        columns = np.empty(mujoco.mj_stateSize(model, _STATE))
+        mujoco.mj_extractState(model, numbers, _BATCH_ROW, columns, _STATE)
+        self._columns = columns.astype(int)
+
+    def step(self, states, ctrl, overrides) -> _Worlds:
+        self._load(states, overrides)
+        self._ctrl[:] = ctrl
+        self._batch.step(nstep=self._frame_skip)
+        return self._worlds(self._fields)
+
+    def forward(self, states, overrides) -> _Worlds:
+        self._load(states, overrides)
+        self._ctrl[:] = 0
+        self._batch.forward()
+        fields = dict(self._fields)
+        if _CONTACT_FORCES in fields:  # not computed by mj_forward
+            fields[_CONTACT_FORCES] = np.zeros_like(fields[_CONTACT_FORCES])
+        return self._worlds(fields)
+
+    def _load(self, states, overrides) -> None:
+        self._batch.state[:, self._columns] = states
+        self._batch.warning[:] = 0
+        for target, values in zip(self._model_fields, overrides, strict=True):
+            target[:] = values
+
+    def _worlds(self, fields) -> _Worlds:
+        warnings = self._batch.warning[..., 1]  # pairs of (last info, count)
+        states = self._batch.state.take(self._columns, axis=1)
+        return _Worlds(states, fields, warnings)
+
+
+class _Workers:
+    """Python threads, each with a model and data that it steps worlds in."""
+
+    def __init__(self, model, frame_skip, fields, model_fields, threads):
+        self._model, self._frame_skip = model, frame_skip
+        self._fields, self._model_fields = fields, model_fields
+        self._own = threading.local()
+        self._blocks = threads * _BLOCKS_PER_THREAD
+        self._pool = ThreadPoolExecutor(threads, "mujoco")
+
+    def step(self, states, ctrl, overrides) -> _Worlds:
+        count = len(states)
+        data = mujoco.MjData(self._model)
+        worlds = _Worlds(
+            np.empty_like(states),
+            {n: np.empty((count, *getattr(data, n).shape)) for n in self._fields},
+            np.zeros((count, _NUM_WARNINGS), int),
+        )
+        before = np.concatenate([states, ctrl], axis=1)
+        blocks = min(count, self._blocks)
         edges = np.linspace(0, count, blocks + 1).astype(int).tolist()
         futures = [
-            self._pool.submit(self._run_block, start, stop, *work)
-            for start, stop in itertools.pairwise(edges)
+            self._pool.submit(self._step_block, *block, before, overrides, worlds)
+            for block in itertools.pairwise(edges)
         ]
         for future in futures:
             future.result()
-        results.qpos[:] = after[:, self._qpos]
-        results.qvel[:] = after[:, self._qvel]
-        results = dataclasses.replace(results, carry=after.view(np.uint32))
-        return jax.tree.map(
-            lambda leaf: leaf.reshape((*batch, *leaf.shape[1:])), results
-        )
+        return worlds
 
-    def _run_block(self, start, stop, inputs, stepping, overrides, after, results):
-        """Advances worlds `start` to `stop`; on a pool thread, GIL mostly released."""
-        model, data, fields = self._worker()
+    def _step_block(self, start, stop, before, overrides, worlds) -> None:
+        """Steps worlds `start` to `stop`; the GIL is released in MuJoCo's functions."""
+        model, data, sources, targets = self._thread()
         warnings = data.warning.number
-        set_state, get_state = mujoco.mj_setState, mujoco.mj_getState
-        spec = _STATE_AND_CTRL if stepping else _STATE
-        reads = [(fields[name], out) for name, out in results.fields.items()]
-        writes = [
-            (getattr(model, name), values)
-            for name, values in zip(self._model_fields, overrides, strict=True)
-        ]
-        rows = zip(inputs[start:stop], after[start:stop], strict=True)
-        for world, (before, result) in enumerate(rows, start):
-            for target, values in writes:
+        reads = [(sources[name], out) for name, out in worlds.fields.items()]
+        rows = zip(before[start:stop], worlds.states[start:stop], strict=True)
+        for world, (row, after) in enumerate(rows, start):
+            for target, values in zip(targets, overrides, strict=True):
                 target[:] = values[world]
-            set_state(model, data, before, spec)
-            if stepping:
-                mujoco.mj_step(model, data, self.frame_skip)
-                if reads:
-                    mujoco.mj_rnePostConstraint(model, data)
-            else:
-                mujoco.mj_forward(model, data)
-                data.cfrc_ext[:] = 0
-            get_state(model, data, result, _STATE)
+            mujoco.mj_setState(model, data, row, _STATE_AND_CTRL)
+            mujoco.mj_step(model, data, self._frame_skip)
+            mujoco.mj_rnePostConstraint(model, data)
+            mujoco.mj_getState(model, data, after, _STATE)
             for source, out in reads:
                 out[world] = source
-            if warnings[_CONSTRAINT_FULL] or warnings[_CONTACT_FULL]:
-                results.overflow[world] = OVERFLOW_CONSTRAINTS * bool(
-                    warnings[_CONSTRAINT_FULL]
-                ) | OVERFLOW_CONTACTS * bool(warnings[_CONTACT_FULL])
+            if warnings.any():
+                worlds.warnings[world] = warnings
                 warnings[:] = 0
 
-    def _worker(self):
-        """This thread's own model (per-world fields are written into it) and data."""
-        if not hasattr(self._workers, "own"):
-            model = self.model.__copy__()
+    def _thread(self):
+        """This thread's model, data, the fields to read and those to override."""
+        if not hasattr(self._own, "objects"):
+            model = self._model.__copy__()
             data = mujoco.MjData(model)
-            fields = {name: getattr(data, name) for name in self._outputs.fields}
-            self._workers.own = model, data, fields
-        return self._workers.own
+            sources = {name: getattr(data, name) for name in self._fields}
+            targets = [getattr(model, name) for name in self._model_fields]
+            self._own.objects = model, data, sources, targets
+        return self._own.objects
