@@ -10,6 +10,7 @@ leaves no half step behind.
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from iqmjx import loop
+from iqmjx import loop, memory
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"
@@ -28,8 +29,8 @@ _SCORE = "episode_reward"
 class Store:
     """The checkpoints of one run, open for writing."""
 
-    def __init__(self, run_folder: Path):
-        folder = run_folder.absolute()
+    def __init__(self, run_folder: Path, state: loop.TrainState):
+        folder, parts = run_folder.absolute(), _parts(state)
         newest = ocp.CheckpointManagerOptions(
             max_to_keep=_NEWEST_KEPT, enable_async_checkpointing=False
         )
@@ -38,7 +39,9 @@ class Store:
             best_fn=lambda metrics: metrics[_SCORE],
             enable_async_checkpointing=False,
         )
-        self._newest = ocp.CheckpointManager(folder / CHECKPOINTS, options=newest)
+        self._newest = ocp.CheckpointManager(
+            folder / CHECKPOINTS, options=newest, item_handlers=_handlers(parts)
+        )
         self._best = ocp.CheckpointManager(folder / BEST, options=best)
 
     def drop_after(self, env_steps: int) -> None:
@@ -52,6 +55,7 @@ class Store:
         if env_steps in self._newest.all_steps():
             return
         self._newest.save(env_steps, args=_save_args(_parts(state)))
+        gc.collect()  # Orbax leaves copies of arrays in reference cycles
 
     def save_if_best(
         self, env_steps: int, state: loop.TrainState, score: float
@@ -77,9 +81,9 @@ class Store:
 
 
 @contextlib.contextmanager
-def open_store(run_folder: Path) -> Iterator[Store]:
-    """A Store that is closed on leaving."""
-    store = Store(run_folder)
+def open_store(run_folder: Path, state: loop.TrainState) -> Iterator[Store]:
+    """A Store for states like `state` (arrays or shapes), closed on leaving."""
+    store = Store(run_folder, state)
     try:
         yield store
     finally:
@@ -150,6 +154,18 @@ def _parts(state: loop.TrainState) -> dict[str, Any]:
         "policy": (state.learner, state.normalizer),
         "replay": state.replay,
         "worlds": (state.envs, state.key),
+    }
+
+
+def _handlers(parts: dict[str, Any]) -> dict[str, ocp.StandardCheckpointHandler]:
+    """Handlers that write the arrays of a state one after the other.
+
+    Left alone, Orbax copies all of them first: a second replay ring.
+    """
+    largest = max(memory.tree_bytes(leaf) for leaf in jax.tree.leaves(parts))
+    limit = largest // 10**9 + 1
+    return {
+        name: ocp.StandardCheckpointHandler(save_concurrent_gb=limit) for name in parts
     }
 
 

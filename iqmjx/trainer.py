@@ -41,7 +41,7 @@ def train(config: Config, run_folder: Path, *, resume: bool = False) -> bool:
     total = config.num_chunks * config.env_steps_per_chunk
     with (
         contextlib.closing(log),
-        checkpoint.open_store(run_folder) as store,
+        checkpoint.open_store(run_folder, state) as store,
         Progress(total, env_steps) as progress,
         _stop_requests() as stop,
     ):

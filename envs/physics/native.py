@@ -46,7 +46,9 @@ _BLOCKS_PER_THREAD = 4
 
 def num_threads() -> int:
     """The number of CPUs this process may run on."""
-    return len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class _Worlds(NamedTuple):
