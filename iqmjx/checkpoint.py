@@ -57,15 +57,8 @@ class Store:
         self._newest.save(env_steps, args=_save_args(_parts(state)))
         gc.collect()  # Orbax leaves copies of arrays in reference cycles
 
-    def save_if_best(
-        self, env_steps: int, state: loop.TrainState, score: float
-    ) -> None:
-        """Writes the policy if no earlier evaluation scored as high."""
-        previous = self._best.best_step()
-        if previous is not None:
-            metrics = self._best.metrics(previous)
-            if metrics is not None and score <= metrics[_SCORE]:
-                return
+    def save_policy(self, env_steps: int, state: loop.TrainState, score: float) -> None:
+        """Writes the policy; of all written so, the one that scored best is kept."""
         if env_steps in self._best.all_steps():
             return
         self._best.save(

@@ -57,7 +57,7 @@ def train(config: Config, run_folder: Path, *, resume: bool = False) -> bool:
             env_steps += config.env_steps_per_chunk
             if env_steps in evaluations:
                 run.evaluate(env_steps, state)
-            if env_steps in saves or stop:
+            if env_steps in saves:
                 store.save(env_steps, state)
         if stop:
             store.save(env_steps, state)
@@ -118,7 +118,7 @@ class _Run:
         row["eval/walltime"] = time.perf_counter() - self._start
         self._log.write(env_steps, row)
         self._progress.evaluated(env_steps, row)
-        self._store.save_if_best(env_steps, state, row["eval/episode_reward"])
+        self._store.save_policy(env_steps, state, row["eval/episode_reward"])
 
 
 def _begin(

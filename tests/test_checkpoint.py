@@ -53,18 +53,22 @@ def test_a_new_process_continues_bit_for_bit(whole, tmp_path):
     assert steps == [CHUNK * i for i in range(1, 7)]
 
 
-def test_how_often_one_evaluates_changes_no_weight(whole, tmp_path):
-    folder, config = whole
-    other = start(tmp_path, num_evals=6, num_checkpoints=1)
-    trainer.train(other, tmp_path)
-    chex.assert_trees_all_equal(
-        restored(folder, config)[0], restored(tmp_path, other)[0]
-    )
-    counts = [
-        sum("eval/episode_reward" in row for row in metrics.read(run))
-        for run in (folder, tmp_path)
-    ]
-    assert counts == [2, 6]
+def test_how_often_one_evaluates_changes_no_weight(tmp_path):
+    counts, states = [], []
+    for num_evals in (2, 10):
+        folder = tmp_path / str(num_evals)
+        config = start(
+            folder,
+            num_timesteps=12 * CHUNK,
+            num_evals=num_evals,
+            num_checkpoints=1,
+        )
+        trainer.train(config, folder)
+        states.append(restored(folder, config)[0])
+        rows = metrics.read(folder)
+        counts.append(sum("eval/episode_reward" in row for row in rows))
+    assert counts == [2, 10]
+    chex.assert_trees_all_equal(*states)
 
 
 def copy_of(folder, to):
@@ -78,6 +82,16 @@ def test_only_the_newest_few_are_kept_and_the_best(whole):
     rows = [r for r in metrics.read(folder) if "eval/episode_reward" in r]
     best = max(rows, key=lambda row: row["eval/episode_reward"])
     assert os.listdir(folder / "best") == [str(best["env_steps"])]
+
+
+def test_the_best_is_kept_when_worse_ones_follow(whole, tmp_path):
+    folder, config = whole
+    abstract = checkpoint.abstract_state(loop.make_setup(config))
+    _, state, _ = checkpoint.restore_state(folder, abstract)
+    with checkpoint.open_store(tmp_path, state) as store:
+        for env_steps, score in [(1, 1.0), (2, 3.0), (3, 2.0), (4, 2.5)]:
+            store.save_policy(env_steps, state, score)
+    assert os.listdir(tmp_path / "best") == ["2"]
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "metadata"])

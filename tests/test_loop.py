@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import chex
 import jax
@@ -6,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from envs import vector
 from iqmjx import evaluation, loop, memory, replay
 from tests import toys
 
@@ -58,7 +60,9 @@ def _data(state):
 
 
 def test_acts_uniformly_and_does_not_learn_until_min_replay_size():
-    config = toys.config(num_envs=64, min_replay_size=512, chunk_steps=7)
+    config = toys.config(
+        num_envs=64, min_replay_size=512, chunk_steps=7, zero_last_layer=False
+    )  # a policy that is anything but uniform from the start
     setup = loop.make_setup(config)
     state = begin(setup)
     before = jax.tree.map(jnp.copy, state.learner)
@@ -123,6 +127,34 @@ def test_raw_observations_are_stored_and_normalized_on_reading(setup):
     assert (loop.observe(plain, state.normalizer, obs) == obs).all()
 
 
+def test_what_is_learned_from_is_normalized():
+    """Positions near 100: far from it raw, a mean square of about 1 normalized."""
+
+    class Far(toys.Commanded):
+        def _state(self, *values):
+            state = super()._state(*values)
+            return dataclasses.replace(state, obs=state.obs + 100)
+
+    @dataclasses.dataclass(frozen=True, eq=False)
+    class Reader:
+        agent: Any
+
+        def __getattr__(self, name):
+            return getattr(self.agent, name)
+
+        def update(self, learner, batch, key):
+            both = (batch.obs, batch.next_obs)
+            return learner, {"squares": jnp.stack([jnp.square(b).mean() for b in both])}
+
+    setup = toys.toy_setup(Far(), num_envs=16)
+    setup = dataclasses.replace(setup, agent=Reader(setup.agent))
+    state = begin(setup)
+    for _ in range(3):
+        state, metrics = loop.train_chunk(setup, state)
+    squares = metrics.learning["squares"]
+    assert ((squares > 0.3) & (squares < 3)).all()
+
+
 def test_evaluation_changes_nothing_and_is_repeatable(setup):
     state = begin(setup)
     copy = jax.tree.map(jnp.copy, state)
@@ -138,25 +170,51 @@ def test_evaluation_changes_nothing_and_is_repeatable(setup):
     chex.assert_trees_all_equal(_data(state), _data(copy))
 
 
-def test_evaluation_counts_whole_episodes_of_known_worlds():
-    """Greedy worlds of a uniform policy take bin 0: never ended, return known."""
-    env = toys.Commanded()
-    setup = toys.toy_setup(env, episode_length=4)
+class Ending(toys.Commanded):
+    """Ends when the position is above 2.5: after 2 steps, or 3 from a start below."""
+
+    def step(self, state, action):
+        stepped = super().step(state, jnp.zeros_like(action))
+        done = (stepped.obs[0] > 2.5) * 1.0
+        return dataclasses.replace(stepped, done=done)
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_evaluation_counts_whole_episodes_of_known_worlds(greedy):
+    """Nothing counts that comes after an episode's end, while others go on."""
+    setup = toys.toy_setup(Ending(), episode_length=10)
+    state = begin(setup)
+    modes = np.full(16, greedy)
+    episodes = evaluation.play(
+        setup, state.learner, state.normalizer, modes, jax.random.key(0)
+    )
+    lengths = np.asarray(episodes.lengths)
+    assert set(lengths) == {2, 3}
+    # The reward is the new position: start + 1, start + 2, ...
+    starts = (np.asarray(episodes.returns) - lengths * (lengths + 1) / 2) / lengths
+    assert ((starts > 0) & (starts < 1)).all()
+    np.testing.assert_array_equal(lengths, np.where(starts > 0.5, 2, 3))
+
+
+def test_evaluation_stops_at_the_time_limit():
+    setup = toys.toy_setup(Ending(), episode_length=1)
     state = begin(setup)
     episodes = evaluation.play(
-        setup, state.learner, state.normalizer, np.ones(3, bool), jax.random.key(0)
+        setup, state.learner, state.normalizer, np.ones(4, bool), jax.random.key(0)
     )
-    np.testing.assert_array_equal(episodes.lengths, 4)
-    fraction = (np.asarray(episodes.returns) - 10) / 4  # 1 + 2 + 3 + 4 + 4 * start
-    assert (fraction > 0).all() and (fraction < 1).all() and len(set(fraction)) == 3
+    np.testing.assert_array_equal(episodes.lengths, 1)
 
 
 def test_footprint_is_what_is_allocated(setup):
     state = begin(setup)
+    bank = vector.make_bank(setup.env, jax.random.key(0), setup.config.num_envs)
+    row = memory.tree_bytes(state.replay.data) // setup.config.max_replay_size
     parts = memory.footprint(setup)
-    rows = sum(leaf.nbytes for leaf in jax.tree.leaves(state.replay))
-    assert parts["replay"] == rows
+    assert parts["replay"] == sum(leaf.nbytes for leaf in jax.tree.leaves(state.replay))
     assert parts["networks"] == memory.tree_bytes(state.learner)
+    worlds = memory.tree_bytes(state.envs) + memory.tree_bytes(bank)
+    assert worlds <= parts["worlds"] <= 1.1 * worlds
+    assert parts["batches"] == 2 * 2 * 16 * row
 
 
 def test_a_replay_larger_than_memory_is_refused(setup, monkeypatch):
