@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from iqmjx import loop, memory
@@ -42,7 +43,11 @@ class Store:
         self._newest = ocp.CheckpointManager(
             folder / CHECKPOINTS, options=newest, item_handlers=_handlers(parts)
         )
-        self._best = ocp.CheckpointManager(folder / BEST, options=best)
+        self._best = ocp.CheckpointManager(
+            folder / BEST,
+            options=best,
+            item_handlers=_handlers({"policy": parts["policy"]}),
+        )
 
     def drop_after(self, env_steps: int) -> None:
         """Deletes newer whole-state steps: a resume from here takes them again."""
@@ -101,7 +106,8 @@ def restore_state(
     """
     parts, step, problems = _restore_newest(run_folder / CHECKPOINTS, _parts(abstract))
     (learner, normalizer), (worlds, key) = parts["policy"], parts["worlds"]
-    state = loop.TrainState(learner, normalizer, parts["replay"], worlds, key)
+    replay = _owned(parts.pop("replay"))
+    state = loop.TrainState(learner, normalizer, replay, worlds, key)
     return step, state, problems
 
 
@@ -150,40 +156,67 @@ def _parts(state: loop.TrainState) -> dict[str, Any]:
     }
 
 
-def _handlers(parts: dict[str, Any]) -> dict[str, ocp.StandardCheckpointHandler]:
-    """Handlers that write the arrays of a state one after the other.
+def _handlers(parts: dict[str, Any]) -> dict[str, ocp.PyTreeCheckpointHandler]:
+    """Handlers that write the arrays of a state one by one, each to a folder.
 
-    Left alone, Orbax copies all of them first: a second replay ring.
+    Orbax's other ways copy all of them first (a second replay ring), or gather them in
+    one database on the way (most of one).
     """
     largest = max(memory.tree_bytes(leaf) for leaf in jax.tree.leaves(parts))
-    limit = largest // 10**9 + 1
     return {
-        name: ocp.StandardCheckpointHandler(save_concurrent_gb=limit) for name in parts
+        name: ocp.PyTreeCheckpointHandler(
+            save_concurrent_gb=largest // 10**9 + 1, use_ocdbt=False
+        )
+        for name in parts
     }
 
 
 def _save_args(parts: dict[str, Any]) -> ocp.args.Composite:
     return ocp.args.Composite(
-        **{name: ocp.args.StandardSave(tree) for name, tree in parts.items()}
+        **{name: ocp.args.PyTreeSave(tree) for name, tree in parts.items()}
     )
+
+
+def _restore_args(parts: dict[str, Any]) -> ocp.args.Composite:
+    return ocp.args.Composite(
+        **{
+            name: ocp.args.PyTreeRestore(
+                tree, ocp.checkpoint_utils.construct_restore_args(tree)
+            )
+            for name, tree in parts.items()
+        }
+    )
+
+
+def _owned(tree: Any) -> Any:
+    """Copies restored arrays one by one into memory that XLA owns.
+
+    What Orbax returns may be a NumPy array's memory, and donating that to a program
+    makes a second copy of all of it. `tree` should be the last reference.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    del tree
+    for i in range(len(leaves)):
+        leaves[i] = jnp.copy(leaves[i]).block_until_ready()
+    return structure.unflatten(leaves)
 
 
 def _restore_newest(folder: Path, wanted: dict[str, Any]) -> tuple[Any, int, list[str]]:
     """Restores from the newest step that can be read; `folder` may be one step."""
-    args = ocp.args.Composite(
-        **{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
-    )
+    args = _restore_args(wanted)
     folder = folder.absolute()
     chosen = int(folder.name) if folder.name.isdigit() else None
     root = folder.parent if chosen is not None else folder
     if not root.is_dir():
         raise ValueError(f"{root}: there is no checkpoint (no such folder)")
     problems = []
-    with ocp.CheckpointManager(root, item_names=tuple(wanted)) as manager:
+    handlers = _handlers(wanted)
+    with ocp.CheckpointManager(root, item_handlers=handlers) as manager:
         steps = sorted(manager.all_steps(), reverse=True)
         for step in steps if chosen is None else [chosen]:
             try:
                 restored = manager.restore(step, args=args)
+                gc.collect()  # as in Store.save
                 return {name: restored[name] for name in wanted}, step, problems
             # Damage shows in many ways (missing files, short reads, bad JSON): each is
             # reported, and an older step tried.

@@ -101,7 +101,7 @@ def test_a_damaged_newest_step_falls_back_to_the_one_before(whole, tmp_path, dam
     replay = run / "checkpoints" / "192" / "replay"
     if damage == "truncate":
         for path in replay.rglob("*"):
-            if path.is_file() and path.parent.name == "d":
+            if path.is_file() and path.name[0].isdigit():  # a chunk of an array
                 os.truncate(path, path.stat().st_size // 2)
     elif damage == "remove":
         subprocess.run(["rm", "-r", str(replay)], check=True)
