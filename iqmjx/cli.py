@@ -16,6 +16,7 @@ from absl import app, flags, logging
 from iqmjx.config import Config
 
 EXIT_USAGE = 2
+_MJX_THREADS = "16"
 
 
 def fail(message: str) -> NoReturn:
@@ -49,6 +50,7 @@ def run(main: Callable[[], None]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # libraries log every save
         use_compilation_cache()
+        _give_mjx_threads()
         main()
 
     app.run(start, flags_parser=parse)
@@ -93,3 +95,15 @@ def use_compilation_cache() -> None:
         return
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     jax.config.update("jax_compilation_cache_dir", str(cache / "iqmjx" / "xla"))
+
+
+def _give_mjx_threads() -> None:
+    """Widens XLA's thread pool for MJX on a CPU, unless the environment decides.
+
+    jaxlib 0.10 and 0.11 run batched Cholesky factorizations on the pool that they wait
+    in: where as many run at once as it has threads (MJX has two, so do small machines),
+    all wait forever. Other engines do without, and a wide pool would slow them down.
+    """
+    asked = ("physics", "sim")
+    if any(name in flags.FLAGS and flags.FLAGS[name].value == "mjx" for name in asked):
+        os.environ.setdefault("PJRT_NPROC", _MJX_THREADS)

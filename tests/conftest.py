@@ -1,3 +1,7 @@
+import os
+
+os.environ.setdefault("PJRT_NPROC", "16")  # before jax: see cli._give_mjx_threads
+
 import jax
 import pytest
 
