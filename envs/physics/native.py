@@ -54,9 +54,9 @@ def num_threads() -> int:
 class _Worlds(NamedTuple):
     """W worlds on the host; its arrays are good until the next call."""
 
-    states: np.ndarray  # [W, S] double: the parts of a state named in _STATE
-    fields: dict[str, np.ndarray]  # [W, ...] by MjData name
-    warnings: np.ndarray  # [W, _NUM_WARNINGS] counts during the call
+    states: Any  # [W, S] double: the parts of a state named in _STATE
+    fields: dict[str, Any]  # [W, ...] by MjData name
+    warnings: Any  # [W, _NUM_WARNINGS] counts during the call
 
 
 class Engine:
