@@ -25,6 +25,7 @@ CHECKPOINTS = "checkpoints"
 BEST = "best"
 _NEWEST_KEPT = 2
 _SCORE = "episode_reward"
+_CHUNK_BYTES = 2**26  # what is compressed at a time
 
 
 class Store:
@@ -172,8 +173,12 @@ def _handlers(parts: dict[str, Any]) -> dict[str, ocp.PyTreeCheckpointHandler]:
 
 
 def _save_args(parts: dict[str, Any]) -> ocp.args.Composite:
+    chunked = ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES)
     return ocp.args.Composite(
-        **{name: ocp.args.PyTreeSave(tree) for name, tree in parts.items()}
+        **{
+            name: ocp.args.PyTreeSave(tree, jax.tree.map(lambda _: chunked, tree))
+            for name, tree in parts.items()
+        }
     )
 
 

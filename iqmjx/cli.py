@@ -48,7 +48,7 @@ def run(main: Callable[[], None]) -> None:
 
     def start(_argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # libraries log every save
+            logging.set_verbosity(logging.ERROR)  # Orbax logs every save
         use_compilation_cache()
         _give_mjx_threads()
         main()
