@@ -9,8 +9,8 @@ from typing import Any
 import envs
 from envs import physics as engines
 
-ALGORITHMS = ("iq", "m_iq")
-POLICIES = ("multicategorical",)
+ALGORITHMS = ("iq", "m_iq", "sac")
+POLICIES = ("multicategorical", "tanh_gaussian")
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -28,7 +28,7 @@ class Config:
     """
 
     env: str = _setting("humanoid", "Task, in any spelling (humanoid, Humanoid-v5).")
-    algo: str = _setting("iq", "iq, or m_iq (IQ with munchausen 0.9).")
+    algo: str = _setting("iq", "iq, m_iq (IQ with munchausen 0.9), or sac.")
     seed: int = _setting(0, "Seed of everything random in the run.")
     physics: str = _setting(
         "auto",
@@ -78,7 +78,9 @@ class Config:
         0.005, "Polyak rate of the target networks per update (the paper's lambda)."
     )
 
-    policy: str = _setting("multicategorical", "Policy class.")
+    policy: str = _setting(
+        "multicategorical", "Policy class: multicategorical; SAC's is tanh_gaussian."
+    )
     num_bins: int = _setting(11, "n, bins per action dimension.")
     hidden_sizes: tuple[int, ...] = _setting(
         (256, 256), "Widths of the hidden layers of each network."
@@ -112,6 +114,11 @@ class Config:
         object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
         _choice("algo", self.algo, ALGORITHMS)
         _choice("policy", self.policy, POLICIES)
+        if (self.algo == "sac") != (self.policy == "tanh_gaussian"):
+            _refuse("policy", self.policy, f"--algo {self.algo} has another one")
+        if self.algo == "sac" and (self.munchausen or self.target_entropy):
+            name = "munchausen" if self.munchausen else "target_entropy"
+            _refuse(name, getattr(self, name), "--algo sac does not have it: give 0")
         for name in _POSITIVE:
             if not getattr(self, name) > 0 or not math.isfinite(getattr(self, name)):
                 _refuse(name, getattr(self, name), "give a number above 0")

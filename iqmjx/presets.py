@@ -65,6 +65,7 @@ TASKS: dict[tuple[str, str], dict[str, Any]] = {
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "iq": {},
     "m_iq": {"munchausen": 0.9},
+    "sac": {"policy": "tanh_gaussian", "temperature": 1.0},
 }
 
 

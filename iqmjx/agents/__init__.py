@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from iqmjx.agents import iq
+from iqmjx.agents import iq, sac
 from iqmjx.config import Config
 from iqmjx.replay import Transition
 
@@ -60,4 +60,5 @@ class Agent(Protocol):
 
 def make(config: Config, observation_size: int, action_size: int) -> Agent:
     """Builds the agent that `config.algo` names."""
-    return iq.ImplicitQ.from_config(config, observation_size, action_size)
+    kind = sac.SoftActorCritic if config.algo == "sac" else iq.ImplicitQ
+    return kind.from_config(config, observation_size, action_size)

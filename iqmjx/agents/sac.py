@@ -1,0 +1,210 @@
+"""SAC: soft actor-critic (Haarnoja et al. 2018b), the baseline IQ is held against.
+
+A tanh-Gaussian policy, two Q-networks, and a temperature that follows the entropy:
+
+    target   = r + discount * (1 - terminated) * (min_i Q_target_i(s', a')
+                                                  - temperature * log pi(a'|s'))
+    critic   = sum_i 0.5 * mean((Q_i(s, a) - target)^2)
+    actor    = mean(temperature * log pi(a~|s) - min_i Q_i(s, a~))
+    entropy  = -temperature * mean(log pi(a~|s) + target_entropy)
+
+with a' and a~ drawn from the policy now (a~ by reparameterization), and target_entropy
+= -A. The three losses share no parameters, so that one gradient and one Adam serve all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from iqmjx.config import Config
+from iqmjx.networks import MLP
+from iqmjx.policies.tanh_gaussian import TanhGaussian
+from iqmjx.replay import Transition
+
+_NUM_CRITICS = 2
+
+
+@struct.dataclass
+class Params:
+    """Everything that is trained by gradients."""
+
+    policy: Any
+    critics: Any  # leaves [2, ...]
+    log_temperature: Float[Array, ""]
+
+
+@struct.dataclass
+class LearnerState:
+    """All that learning changes."""
+
+    params: Params
+    target_critics: Any  # Polyak average of params.critics
+    opt_state: optax.OptState
+
+
+@struct.dataclass
+class Statistics:
+    """Scalars of one update, means over its batch."""
+
+    loss: Float[Array, ""]  # the critics', reward^2
+    policy_loss: Float[Array, ""]  # reward
+    td_error: Float[Array, ""]  # |target - Q|, mean over the critics, reward
+    value: Float[Array, ""]  # the lower Q of replayed actions, reward
+    target: Float[Array, ""]  # reward
+    log_prob: Float[Array, ""]  # of the policy's own actions, nats
+    entropy: Float[Array, ""]  # its negative, nats per action dimension
+    grad_norm: Float[Array, ""]  # over all parameters
+    temperature: Float[Array, ""]  # reward
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SoftActorCritic:
+    """The agent; implements `iqmjx.agents.Agent`."""
+
+    policy: TanhGaussian
+    critic: MLP
+    optimizer: optax.GradientTransformation
+    observation_size: int
+    temperature: float  # at the start
+    discount: float
+    target_rate: float
+
+    @classmethod
+    def from_config(
+        cls, config: Config, observation_size: int, action_size: int
+    ) -> SoftActorCritic:
+        """Builds the networks and the optimizer that a config describes."""
+        hidden: dict[str, Any] = dict(
+            hidden_sizes=config.hidden_sizes, layer_norm=config.layer_norm
+        )
+        return cls(
+            policy=TanhGaussian(
+                network=MLP(
+                    **hidden,
+                    num_outputs=2 * action_size,
+                    zero_last_layer=config.zero_last_layer,
+                ),
+                action_size=action_size,
+            ),
+            critic=MLP(**hidden, num_outputs=1),
+            optimizer=optax.adam(config.learning_rate),
+            observation_size=observation_size,
+            temperature=config.temperature,
+            discount=config.discounting,
+            target_rate=config.target_rate,
+        )
+
+    @property
+    def action_dtype(self) -> Any:
+        """Dtype of stored actions."""
+        return self.policy.action_dtype
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """Shape of one stored action."""
+        return self.policy.action_shape
+
+    def init(self, key: PRNGKeyArray) -> LearnerState:
+        policy_key, *critic_keys = jax.random.split(key, 1 + _NUM_CRITICS)
+        inputs = jnp.zeros(self.observation_size + self.policy.action_size)
+        params = Params(
+            policy=self.policy.init(policy_key, self.observation_size),
+            critics=jax.vmap(self.critic.init, (0, None))(
+                jnp.stack(critic_keys), inputs
+            ),
+            log_temperature=jnp.log(jnp.asarray(self.temperature, jnp.float32)),
+        )
+        return LearnerState(
+            params=params,
+            target_critics=jax.tree.map(jnp.copy, params.critics),
+            opt_state=self.optimizer.init(cast(Any, params)),
+        )
+
+    def act(
+        self, learner: LearnerState, obs: Float[Array, "N O"], key: PRNGKeyArray
+    ) -> Array:
+        return self.policy.sample(learner.params.policy, obs, key)
+
+    def act_greedy(self, learner: LearnerState, obs: Float[Array, "N O"]) -> Array:
+        return self.policy.mode(learner.params.policy, obs)
+
+    def act_random(self, key: PRNGKeyArray, num_worlds: int) -> Array:
+        return self.policy.random(key, num_worlds)
+
+    def control(self, action: Array) -> Float[Array, "N A"]:
+        return action
+
+    def q_values(
+        self, critics: Any, obs: Float[Array, "B O"], action: Float[Array, "B A"]
+    ) -> Float[Array, "2 B"]:
+        """Q_i(s, a) of both critics."""
+        inputs = jnp.concatenate([obs, action], axis=-1)
+        outputs: Any = jax.vmap(self.critic.apply, (0, None))(critics, inputs)
+        return outputs[..., 0]
+
+    def loss(
+        self, params: Params, target_critics: Any, batch: Transition, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], Statistics]:
+        """The sum of the three losses over a batch [B] of normalized observations."""
+        next_key, key = jax.random.split(key)
+        fixed = jax.lax.stop_gradient(params)
+        temperature = jnp.exp(fixed.log_temperature)
+
+        next_action, next_log_prob = self.policy.sample_with_log_prob(
+            fixed.policy, batch.next_obs, next_key
+        )
+        next_q = self.q_values(target_critics, batch.next_obs, next_action).min(0)
+        next_value = next_q - temperature * next_log_prob
+        target = batch.reward + self.discount * jnp.where(
+            batch.terminated, 0.0, next_value
+        )
+        target = jax.lax.stop_gradient(target)[None]  # one for both critics
+        q = self.q_values(params.critics, batch.obs, batch.action)
+        critic_loss = 0.5 * jnp.square(q - target).mean(-1).sum()
+
+        action, log_prob = self.policy.sample_with_log_prob(
+            params.policy, batch.obs, key
+        )
+        own_q = self.q_values(fixed.critics, batch.obs, action).min(0)
+        policy_loss = jnp.mean(temperature * log_prob - own_q)
+
+        entropy = -jax.lax.stop_gradient(log_prob).mean()
+        excess = entropy + self.policy.action_size  # over the target entropy, -A
+        temperature_loss = jnp.exp(params.log_temperature) * excess
+
+        statistics = Statistics(
+            loss=critic_loss,
+            policy_loss=policy_loss,
+            td_error=jnp.abs(target - q).mean(),
+            value=q.min(0).mean(),
+            target=target.mean(),
+            log_prob=log_prob.mean(),
+            entropy=entropy / self.policy.action_size,
+            grad_norm=jnp.zeros(()),  # known after the gradient
+            temperature=temperature,
+        )
+        return critic_loss + policy_loss + temperature_loss, statistics
+
+    def update(
+        self, learner: LearnerState, batch: Transition, key: PRNGKeyArray
+    ) -> tuple[LearnerState, Statistics]:
+        gradients, statistics = jax.grad(self.loss, has_aux=True)(
+            learner.params, learner.target_critics, batch, key
+        )
+        updates, opt_state = self.optimizer.update(gradients, learner.opt_state)
+        params: Any = jax.tree.map(jnp.add, learner.params, updates)
+        target_critics = jax.tree.map(
+            lambda target, online: target + self.target_rate * (online - target),
+            learner.target_critics,
+            params.critics,
+        )
+        grad_norm = optax.tree.norm(gradients)
+        statistics = dataclasses.replace(statistics, grad_norm=grad_norm)
+        return LearnerState(params, target_critics, opt_state), statistics

@@ -1,0 +1,80 @@
+"""SAC's policy: a diagonal Gaussian squashed by tanh (Haarnoja et al. 2018b, App. C).
+
+    a = tanh(u), u ~ N(mean(s), std(s)^2)
+    log pi(a|s) = sum_j log N(u_j) - log(1 - tanh(u_j)^2)
+
+Actions are points of [-1, 1]^A, float32, in replay as well. The temperature plays no
+part in the distribution.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from iqmjx.networks import MLP
+
+_LOG_STD_RANGE = (-20.0, 2.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TanhGaussian:
+    """Tanh-Gaussian policy.
+
+    Attributes:
+        network: maps observations to 2 * A outputs, means and log-deviations.
+        action_size: A.
+    """
+
+    network: MLP
+    action_size: int
+
+    @property
+    def action_dtype(self) -> Any:
+        """float32."""
+        return jnp.float32
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """Shape of one stored action."""
+        return (self.action_size,)
+
+    def init(self, key: PRNGKeyArray, observation_size: int) -> Any:
+        """Fresh parameters; `key` is consumed."""
+        return self.network.init(key, jnp.zeros(observation_size))
+
+    def sample_with_log_prob(
+        self, params: Any, obs: Float[Array, "*B O"], key: PRNGKeyArray
+    ) -> tuple[Float[Array, "*B A"], Float[Array, "*B"]]:
+        """Reparameterized actions and their log-densities, in nats."""
+        mean, log_std = self._moments(params, obs)
+        noise = jax.random.normal(key, mean.shape)
+        raw = mean + jnp.exp(log_std) * noise
+        log_normal = -0.5 * (jnp.square(noise) + math.log(2 * math.pi)) - log_std
+        # log(1 - tanh(u)^2), without cancellation for large u.
+        log_slope = 2 * (math.log(2) - raw - jax.nn.softplus(-2 * raw))
+        return jnp.tanh(raw), jnp.sum(log_normal - log_slope, axis=-1)
+
+    def sample(
+        self, params: Any, obs: Float[Array, "*B O"], key: PRNGKeyArray
+    ) -> Float[Array, "*B A"]:
+        """Actions drawn from the distribution; `key` is consumed."""
+        return self.sample_with_log_prob(params, obs, key)[0]
+
+    def mode(self, params: Any, obs: Float[Array, "*B O"]) -> Float[Array, "*B A"]:
+        """The squashed mean, by which SAC is evaluated."""
+        return jnp.tanh(self._moments(params, obs)[0])
+
+    def random(self, key: PRNGKeyArray, batch: int) -> Float[Array, "batch A"]:
+        """Uniformly random actions; `key` is consumed."""
+        return jax.random.uniform(key, (batch, self.action_size), minval=-1.0)
+
+    def _moments(self, params, obs):
+        outputs: Any = self.network.apply(params, obs)
+        mean, log_std = jnp.split(outputs, 2, axis=-1)
+        return mean, jnp.clip(log_std, *_LOG_STD_RANGE)
