@@ -1,0 +1,63 @@
+import json
+
+import numpy as np
+import pytest
+
+from iqmjx import report
+
+
+def write(folder, task, algo, seed, score, name=""):
+    head = {"task": task, "algo": algo, "name": name, "seed": seed}
+    rows = [
+        {"env_steps": 1000 * i, "seconds": 10.0 * i, "return": score * i / 4}
+        for i in range(5)
+        if algo != "random"
+    ]
+    lines = [head, *rows, {"score": score}]
+    path = folder / "-".join(filter(None, [task, algo, name, f"seed{seed}.jsonl"]))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def curves(tmp_path):
+    for task, scale in (("hopper", 10.0), ("ant", 1.0)):
+        write(tmp_path, task, "random", 0, 100 * scale)
+        for seed, sac, iq in ((0, 500, 300), (1, 300, 100), (2, 400, 500)):
+            write(tmp_path, task, "sac", seed, sac * scale)
+            write(tmp_path, task, "iq", seed, iq * scale)
+    write(tmp_path, "ant", "iq", 0, 250.0, name="plain")
+    return tmp_path
+
+
+def test_normalized_scores(curves):
+    """Random 100 is 0 and SAC's median 400 is 1, so 300, 100, 500 are 2/3, 0, 4/3."""
+    by_task = report.scores(report.load(curves))
+    got = report.normalized(by_task, "iq")
+    for task in ("ant", "hopper"):
+        np.testing.assert_allclose(got[task], [2 / 3, 0, 4 / 3])
+    assert list(report.normalized(by_task, "iq-plain")) == ["ant"]
+
+
+def test_table(curves):
+    lines = report.table(report.load(curves)).splitlines()
+    assert lines[0] == "| task | iq | iq-plain | random | sac |"
+    assert "| ant | 300 (300, 100, 500) | 250 | 100 | 400 (500, 300, 400) |" in lines
+    assert lines[-1] == "| median normalized score | 0.67 | 0.50 | 0.00 | 1.00 |"
+
+
+def test_figure(curves, tmp_path):
+    report.draw(report.load(curves), tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_interval_is_the_spread_of_the_mean():
+    """Of 4 values 0 and 4 values 2, the mean is 1 with deviation 1 / sqrt(8)."""
+    values = np.stack([np.array([0, 0, 0, 0, 2, 2, 2, 2.0]), np.full(8, 5.0)], 1)
+    low, high = report.interval(values)
+    np.testing.assert_allclose(low, [1 - 1.96 / 8**0.5, 5], atol=0.2)
+    np.testing.assert_allclose(high, [1 + 1.96 / 8**0.5, 5], atol=0.2)
+
+
+def test_no_curves(tmp_path):
+    with pytest.raises(ValueError, match=r"--curves .*learning_curves\.py writes"):
+        report.load(tmp_path)
