@@ -165,9 +165,8 @@ class SoftActorCritic:
         target = batch.reward + self.discount * jnp.where(
             batch.terminated, 0.0, next_value
         )
-        target = jax.lax.stop_gradient(target)[None]  # one for both critics
         q = self.q_values(params.critics, batch.obs, batch.action)
-        critic_loss = 0.5 * jnp.square(q - target).mean(-1).sum()
+        critic_loss = 0.5 * jnp.square(q - target[None]).mean(-1).sum()
 
         action, log_prob = self.policy.sample_with_log_prob(
             params.policy, batch.obs, key
@@ -182,7 +181,7 @@ class SoftActorCritic:
         statistics = Statistics(
             loss=critic_loss,
             policy_loss=policy_loss,
-            td_error=jnp.abs(target - q).mean(),
+            td_error=jnp.abs(target[None] - q).mean(),
             value=q.min(0).mean(),
             target=target.mean(),
             log_prob=log_prob.mean(),
