@@ -86,7 +86,14 @@ class Config:
         (256, 256), "Widths of the hidden layers of each network."
     )
     scaled_softmax: bool = _setting(
-        True, "pi = softmax(F / temperature) (paper Sec. 3.3) rather than softmax(F)."
+        True,
+        "pi = softmax(advantage_scale * F / temperature) (paper Sec. 3.3) rather than "
+        "softmax(F).",
+    )
+    advantage_scale: float = _setting(
+        0.03,
+        "Of the policy network's outputs in the scaled softmax: the lower, the slower "
+        "the advantage learns beside the value (the paper: 1).",
     )
     layer_norm: bool = _setting(True, "LayerNorm in the hidden layers.")
     zero_last_layer: bool = _setting(
@@ -170,6 +177,7 @@ _POSITIVE = (
     "max_replay_size",
     "learning_rate",
     "temperature",
+    "advantage_scale",
     "num_eval_envs",
 )
 _NOT_NEGATIVE = (

@@ -1,7 +1,8 @@
 """Tuned settings, as plain Python: what a preset changes from `Config`'s defaults.
 
 Later layers win: defaults, then the preset, then its settings for the task, then the
-algorithm, then the flags.
+algorithm, then the flags. launch/results/recipe.md has the runs that the numbers come
+from.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Few worlds, small batches: on a CPU the updates are what time goes into, and two
     # of 128 did better than one of 256 (one seed: launch/results/halfcheetah.md).
     "cpu": {
+        "learning_rate": 1e-3,
         "num_envs": 128,
         "grad_updates_per_step": 16,
         "batch_size": 128,
@@ -53,6 +55,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 TASKS: dict[tuple[str, str], dict[str, Any]] = {
+    ("cpu", "halfcheetah"): {"learning_rate": 2e-3},
     # Its physics costs five times the cheetah's, an update twice: more worlds and fewer
     # updates keep the env-step rate above 1,500 on two cores.
     ("cpu", "humanoid"): {

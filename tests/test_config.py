@@ -10,7 +10,7 @@ def test_layers_win_in_order_and_say_so():
     resolved = presets.resolve({"env": "Humanoid-v5", "batch_size": 128}, "cpu")
     assert resolved.config.env == "humanoid" and resolved.config.batch_size == 128
     assert resolved.sources["batch_size"] == "flag"
-    assert resolved.sources["learning_rate"] == "default"
+    assert resolved.sources["discounting"] == "default"
     task = presets.TASKS["cpu", "humanoid"]
     assert resolved.config.grad_updates_per_step == task["grad_updates_per_step"]
     assert resolved.sources["grad_updates_per_step"] == "preset cpu, task humanoid"
@@ -26,10 +26,11 @@ def test_m_iq_is_iq_with_munchausen_and_a_flag_wins():
 
 @pytest.mark.parametrize("preset", presets.PRESETS)
 def test_every_preset_is_valid(preset):
-    before = repr((presets.PRESETS, presets.TASKS))
+    layers = (presets.PRESETS, presets.TASKS)
+    before = repr(layers)
     config = presets.resolve({"env": "halfcheetah"}, preset).config
     hash(config)  # a static argument of jitted functions
-    assert repr((presets.PRESETS, presets.TASKS)) == before
+    assert repr(layers) == before
 
 
 def test_paper_preset_is_the_paper():
@@ -53,6 +54,7 @@ def test_paper_preset_is_the_paper():
         ),
         ({"exploration_steps": 2**21}, "--exploration_steps 2097152: .*at most"),
         ({"target_entropy": 1.5}, "--target_entropy 1.5"),
+        ({"advantage_scale": 0.0}, "--advantage_scale 0.0: give a number above 0"),
         ({"temperature": -0.1}, "--temperature -0.1"),
         ({"temperature": float("nan")}, "--temperature nan"),
         ({"munchausen": 1.5}, "--munchausen 1.5: .*0 to 1"),

@@ -79,11 +79,11 @@ def test_td_error_refuses_shapes_that_would_broadcast():
         )
 
 
-@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("scale", [1.0, 0.03, None])
 @pytest.mark.parametrize("temperature", [0.05, 1.0])
-def test_soft_value_identity(scaled, temperature):
+def test_soft_value_identity(scale, temperature):
     """temperature * logsumexp of Q / temperature over all bins^d actions is V."""
-    policy = Multicategorical(MLP((16,), ACTIONS * 5), ACTIONS, 5, scaled)
+    policy = Multicategorical(MLP((16,), ACTIONS * 5), ACTIONS, 5, scale)
     params = policy.init(jax.random.key(0), OBS)
     obs = jax.random.normal(jax.random.key(1), (7, OBS))
     value = jax.random.normal(jax.random.key(2), (7,))
@@ -107,20 +107,28 @@ def test_soft_value_identity(scaled, temperature):
 
 
 def test_scaled_softmax_is_in_units_of_reward():
-    """temperature * log pi changes by the difference of the outputs."""
-    policy = Multicategorical(MLP((16,), 5), 1, 5, scaled=True)
+    """temperature * log pi changes by the scaled difference of the outputs."""
+    policy = Multicategorical(MLP((16,), 5), 1, 5, advantage_scale=0.5)
     params = policy.init(jax.random.key(0), OBS)
     obs = jax.random.normal(jax.random.key(1), (OBS,))
     outputs = policy.network.apply(params, obs)
     log_probs = policy.log_probs(params, obs, 0.01)[0]
     np.testing.assert_allclose(
-        0.01 * (log_probs[1] - log_probs[0]), outputs[1] - outputs[0], rtol=1e-4
+        0.01 * (log_probs[1] - log_probs[0]),
+        0.5 * (outputs[1] - outputs[0]),
+        rtol=1e-4,
     )
+
+
+def test_the_scale_is_the_configured_one_and_the_scaled_softmax_s_alone():
+    assert make_agent(advantage_scale=0.25).policy.advantage_scale == 0.25
+    raw = make_agent(advantage_scale=0.25, scaled_softmax=False)
+    assert raw.policy.advantage_scale is None
 
 
 def test_samples_follow_the_distribution():
     """Chi-square of 20,000 samples against the probabilities (99.99% quantile)."""
-    policy = Multicategorical(MLP((16,), 2 * 5), 2, 5, scaled=False)
+    policy = Multicategorical(MLP((16,), 2 * 5), 2, 5, advantage_scale=None)
     params = policy.init(jax.random.key(0), OBS)
     obs = jnp.broadcast_to(jax.random.normal(jax.random.key(1), (OBS,)), (20_000, OBS))
     samples = np.asarray(policy.sample(params, obs, jax.random.key(2), 1.0))
@@ -132,7 +140,7 @@ def test_samples_follow_the_distribution():
 
 
 def test_control_spans_the_box_with_both_ends():
-    policy = Multicategorical(MLP((4,), 11), 1, 11, scaled=True)
+    policy = Multicategorical(MLP((4,), 11), 1, 11, advantage_scale=1.0)
     bins = jnp.arange(11, dtype=jnp.int8)[:, None]
     expected = np.linspace(-1, 1, 11)
     np.testing.assert_allclose(policy.control(bins)[:, 0], expected, atol=1e-6)

@@ -60,6 +60,7 @@ SMALL = {
     "exploration_steps": 0,
     "max_replay_size": 512,
     "hidden_sizes": (16, 16),
+    "learning_rate": 3e-4,
     "num_eval_envs": 2,
     "num_evals": 2,
     "num_timesteps": 8 * 4 * 6,

@@ -133,7 +133,9 @@ class ImplicitQ:
                 ),
                 action_size=action_size,
                 num_bins=config.num_bins,
-                scaled=config.scaled_softmax,
+                advantage_scale=config.advantage_scale
+                if config.scaled_softmax
+                else None,
             ),
             value_network=MLP(**hidden, num_outputs=1),
             optimizer=optax.adam(config.learning_rate),

@@ -26,14 +26,19 @@ class Multicategorical:
         network: maps observations to A * n outputs.
         action_size: A.
         num_bins: n.
-        scaled: the scaled softmax of Sec. 3.3, `pi = softmax(F / temperature)`, whose
-            outputs F are in units of reward; otherwise `pi = softmax(F)`.
+        advantage_scale: c in the scaled softmax of Sec. 3.3, `pi = softmax(c * F /
+            temperature)`: c * F are advantages in units of reward, up to a constant.
+            None: `pi = softmax(F)`.
+
+    The log-policy adds up A such terms, so with c = 1 a step of the parameters moves it
+    A times as far as it moves the value, and it takes the share of a TD error that is
+    the value's. A small c gives that back (launch/results/recipe.md).
     """
 
     network: MLP
     action_size: int
     num_bins: int
-    scaled: bool
+    advantage_scale: float | None
 
     @property
     def action_dtype(self) -> Any:
@@ -95,4 +100,6 @@ class Multicategorical:
     def _logits(self, params, obs, temperature) -> Float[Array, "*B A n"]:
         outputs: Any = self.network.apply(params, obs)
         outputs = outputs.reshape(*obs.shape[:-1], self.action_size, self.num_bins)
-        return outputs / temperature if self.scaled else outputs
+        if self.advantage_scale is None:
+            return outputs
+        return outputs * (self.advantage_scale / temperature)
