@@ -6,22 +6,29 @@ Runs one after the other with the platform's preset, and writes one JSONL per ru
 launch/results/curves/: a line with the command, a line per evaluation, a line with the
 score. A run that has its score is skipped, and one that was interrupted is resumed, so
 that the same command goes on where it stopped. `--algos random` scores uniform play.
+
+`--parallel 2` keeps two runs going, each on its share of the CPUs: on few cores, two
+runs of one core each get further than one run of two after the other. A curve's first
+line says how many CPUs it had.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gymnasium
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 import envs
-from iqmjx import metrics, run_folder
+from iqmjx import cli, metrics, run_folder
 
 _ENVS = flags.DEFINE_list("envs", [], "Tasks; all by default.")
 _ALGOS = flags.DEFINE_list("algos", ["iq"], "iq, m_iq, sac, or random.")
@@ -30,6 +37,7 @@ _SETTINGS = flags.DEFINE_string(
     "settings", "", "Further flags of iqmjx.train, as one string."
 )
 _NAME = flags.DEFINE_string("name", "", "What to call runs with further settings.")
+_PARALLEL = flags.DEFINE_integer("parallel", 1, "Runs at a time.", lower_bound=1)
 _RUNS = flags.DEFINE_string("runs", "checkpoints/curves", "Where run folders go.")
 _OUT = flags.DEFINE_string("out", "launch/results/curves", "Where curves go.")
 
@@ -43,30 +51,62 @@ ENV_STEPS = {
 _NUM_EVALS = 21
 _EPISODES = 10
 _RANDOM_EPISODES = 100
+_CAN_PIN = hasattr(os, "sched_setaffinity")  # not on macOS
 
 
-def main(_) -> None:
+def main() -> None:
     """Runs the command."""
-    if bool(_SETTINGS.value) != bool(_NAME.value):
-        sys.exit("--settings and --name go together: a curve is told by its name")
-    tasks = [envs.resolve(name) for name in _ENVS.value or ENV_STEPS]
+    with cli.user_errors():
+        if bool(_SETTINGS.value) != bool(_NAME.value):
+            raise ValueError("--settings and --name go together: give both, or none")
+        tasks = [envs.resolve(name) for name in _ENVS.value or ENV_STEPS]
+        shares = _cpu_shares(_PARALLEL.value)
+    seeds = [int(seed) for seed in _SEEDS.value]
     out = Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
-    for task in tasks:
-        for algo in _ALGOS.value:
-            for seed in map(int, _SEEDS.value):
-                name = "-".join(filter(None, [task, algo, _NAME.value, f"seed{seed}"]))
-                path = out / f"{name}.jsonl"
-                if _finished(path):
-                    print(f"{path}: there already")
-                    continue
-                rows = (
-                    _random(task, seed)
-                    if algo == "random"
-                    else _run(task, algo, seed, Path(_RUNS.value) / name)
-                )
-                path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-                print(f"{path}: {rows[-1]['score']:.1f}", flush=True)
+    runs = itertools.product(tasks, _ALGOS.value, seeds)
+    pool = ThreadPoolExecutor(
+        _PARALLEL.value, initializer=_take_cpus, initargs=(shares,)
+    )
+
+    def run(named: tuple[str, str, int]) -> None:
+        try:
+            print(_curve(out, *named), flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # no other begins
+            raise
+
+    list(pool.map(run, runs))  # raises what a run raised
+
+
+def _cpu_shares(parallel: int) -> list[set[int]]:
+    """Each parallel run's CPUs."""
+    cpus = sorted(os.sched_getaffinity(0)) if _CAN_PIN else [0] * parallel
+    if parallel > len(cpus):
+        raise ValueError(
+            f"--parallel {parallel}: give at most {len(cpus)}, the number of CPUs"
+        )
+    return [set(cpus[i::parallel]) for i in range(parallel)]
+
+
+def _take_cpus(shares: list[set[int]]) -> None:
+    """Keeps this thread, and the processes that it starts, on a share of its own."""
+    if _CAN_PIN:
+        os.sched_setaffinity(0, shares.pop())
+
+
+def _curve(out: Path, task: str, algo: str, seed: int) -> str:
+    """Writes one curve, unless it is there; returns a line about it."""
+    name = "-".join(filter(None, [task, algo, _NAME.value, f"seed{seed}"]))
+    path = out / f"{name}.jsonl"
+    if _finished(path):
+        return f"{path}: there already"
+    if algo == "random":
+        rows = _random(task, seed)
+    else:
+        rows = _run(task, algo, seed, Path(_RUNS.value) / name)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"{path}: {rows[-1]['score']:.1f}"
 
 
 def _finished(path: Path) -> bool:
@@ -83,15 +123,21 @@ def _run(task: str, algo: str, seed: int, folder: Path) -> list[dict]:
         going = ["-m", "iqmjx.train", "--resume", "--logdir", str(folder)]
     else:
         going = [*command, "--logdir", str(folder)]
-    subprocess.run([sys.executable, *going], check=True)
+    log = folder.with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{folder}: trains; {log} tells how far it is", flush=True)
+    with log.open("a") as file:
+        train = [sys.executable, *going]
+        subprocess.run(train, check=True, stdout=file, stderr=subprocess.STDOUT)
+    saved, rows = run_folder.load(folder), metrics.read(folder)
+    if rows[-1]["env_steps"] < saved.config.num_timesteps:
+        raise RuntimeError(f"{folder}: stopped early; the same command goes on with it")
     evaluate = ["-m", "iqmjx.evaluate", "--checkpoint", str(folder), "--json"]
     evaluate += ["--sim", "gymnasium", "--episodes", str(_EPISODES)]
     played = subprocess.run(
         [sys.executable, *evaluate], check=True, stdout=subprocess.PIPE, text=True
     )
     score = json.loads(played.stdout)
-    saved = run_folder.load(folder)
-    rows = metrics.read(folder)
     head = {
         "task": task,
         "algo": algo,
@@ -99,13 +145,18 @@ def _run(task: str, algo: str, seed: int, folder: Path) -> list[dict]:
         "seed": seed,
         "command": " ".join(["python", *command]),
         "preset": saved.preset,
+        "cpus": len(os.sched_getaffinity(0)) if _CAN_PIN else os.cpu_count(),
         "versions": json.loads((folder / "config.json").read_text())["versions"],
         "date": time.strftime("%Y-%m-%d"),
     }
-    return [head, *_curve(rows), {"score": score["mean"], "returns": score["returns"]}]
+    return [
+        head,
+        *_evaluations(rows),
+        {"score": score["mean"], "returns": score["returns"]},
+    ]
 
 
-def _curve(rows: list[dict]) -> list[dict]:
+def _evaluations(rows: list[dict]) -> list[dict]:
     """The evaluations of a run, with what training said last before each."""
     curve, last = [], {}
     for row in rows:
@@ -154,4 +205,4 @@ def _random(task: str, seed: int) -> list[dict]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)
