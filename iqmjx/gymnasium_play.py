@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,24 +52,50 @@ def play(
     space = env.action_space
     assert isinstance(space, gymnasium.spaces.Box)
     center, scale = (space.high + space.low) / 2, (space.high - space.low) / 2
-    key = jax.random.key(seed)
-    returns, lengths = np.zeros(episodes), np.zeros(episodes, int)
     recorder = _Recorder(env, video) if video else None
+    key = jax.random.key(seed)
+
+    def choose(episode: int, obs: np.ndarray) -> np.ndarray:
+        nonlocal key
+        if recorder and episode == 0:
+            recorder.frame()
+        key, act_key = jax.random.split(key)
+        control = np.asarray(act(jnp.asarray(obs, jnp.float32), act_key))
+        return center + scale * control
+
+    played = play_episodes(env, choose, episodes, seed)
+    if recorder:
+        recorder.close()
+    env.close()
+    return played
+
+
+def play_episodes(
+    env: gymnasium.Env,
+    choose: Callable[[int, np.ndarray], np.ndarray],
+    episodes: int,
+    seed: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Plays whole episodes, one after another.
+
+    Args:
+        env: Gymnasium's environment; stays open.
+        choose: the action for an episode's number and an observation.
+        episodes: how many.
+        seed: of the first reset.
+
+    Returns:
+        Undiscounted returns [episodes] and lengths [episodes] in control steps.
+    """
+    returns, lengths = np.zeros(episodes), np.zeros(episodes, int)
     for episode in range(episodes):
         obs, _ = env.reset(seed=seed if episode == 0 else None)
         done = False
         while not done:
-            if recorder and episode == 0:
-                recorder.frame()
-            key, act_key = jax.random.split(key)
-            control = np.asarray(act(jnp.asarray(obs, jnp.float32), act_key))
-            obs, reward, terminated, truncated, _ = env.step(center + scale * control)
+            obs, reward, terminated, truncated, _ = env.step(choose(episode, obs))
             returns[episode] += float(reward)
             lengths[episode] += 1
             done = terminated or truncated
-        if recorder and episode == 0:
-            recorder.close()
-    env.close()
     return returns, lengths
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from iqmjx.config import Config
+
 
 class MLP(nn.Module):
     """Dense layers with ReLU, optionally LayerNorm before each ReLU.
@@ -36,3 +38,10 @@ class MLP(nn.Module):
         if self.zero_last_layer:
             last_init = nn.initializers.zeros_init()
         return nn.Dense(self.num_outputs, kernel_init=last_init)(x)
+
+
+def from_config(
+    config: Config, num_outputs: int, *, zero_last_layer: bool = False
+) -> MLP:
+    """A network of the width and with the LayerNorm that a config asks for."""
+    return MLP(config.hidden_sizes, num_outputs, config.layer_norm, zero_last_layer)

@@ -24,11 +24,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gymnasium
-import numpy as np
 from absl import flags
 
 import envs
-from iqmjx import cli, metrics, run_folder
+from iqmjx import cli, gymnasium_play, metrics, run_folder
 
 _ENVS = flags.DEFINE_list("envs", [], "Tasks; all by default.")
 _ALGOS = flags.DEFINE_list("algos", ["iq"], "iq, m_iq, sac, or random.")
@@ -162,13 +161,13 @@ def _evaluations(rows: list[dict]) -> list[dict]:
     for row in rows:
         if "eval/episode_reward" in row:
             seen = {
-                key.removeprefix("training/"): last.get(key)
+                key: last.get(f"training/{key}")
                 for key in (
-                    "training/entropy",
-                    "training/value",
-                    "training/td_error",
-                    "training/temperature",
-                    "training/actions_at_bounds",
+                    "entropy",
+                    "value",
+                    "td_error",
+                    "temperature",
+                    "actions_at_bounds",
                 )
             }
             curve.append(
@@ -190,18 +189,12 @@ def _random(task: str, seed: int) -> list[dict]:
     """Uniform play in Gymnasium's environment."""
     env = gymnasium.make(envs.REGISTRY[task].gymnasium_id)
     env.action_space.seed(seed)
-    returns = []
-    for episode in range(_RANDOM_EPISODES):
-        env.reset(seed=seed if episode == 0 else None)
-        total, done = 0.0, False
-        while not done:
-            _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
-            total += float(reward)
-            done = terminated or truncated
-        returns.append(total)
+    returns, _ = gymnasium_play.play_episodes(
+        env, lambda *_: env.action_space.sample(), _RANDOM_EPISODES, seed
+    )
     env.close()
     head = {"task": task, "algo": "random", "name": "", "seed": seed}
-    return [head, {"score": float(np.mean(returns)), "returns": returns}]
+    return [head, {"score": float(returns.mean()), "returns": returns.tolist()}]
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.base import State
-from envs.physics import PhysicsState
 from iqmjx import loop
 from tests import toys
 
@@ -19,19 +17,12 @@ CONSTANT, OBSERVED, DELAYED, ACTION, BOTH = range(5)
 DISCOUNT = 0.9
 
 
-class Probes:
+class Probes(toys.Toy):
     """obs = (which of five, x); one action; episodes of 1 step, DELAYED of 2."""
 
     gymnasium_id = "Probes"
     observation_size = 6
     action_size = 1
-    terminates = True
-
-    def __init__(self):
-        self.physics = self
-
-    def scratch_bytes(self):
-        return 0
 
     def reset(self, key):
         which_key, sign_key = jax.random.split(key)
@@ -48,16 +39,8 @@ class Probes:
         return self._state(which, jnp.where(which == DELAYED, 1.0, x), reward, done)
 
     def _state(self, which, x, reward, done):
-        world = PhysicsState(
-            qpos=jnp.zeros(1),
-            qvel=jnp.zeros(1),
-            fields={},
-            model_fields={},
-            overflow=jnp.zeros((), jnp.int32),
-            carry=which,
-        )
         obs = jnp.append(jax.nn.one_hot(which, 5), x)
-        return State(world, obs, jnp.asarray(reward), done * 1.0)
+        return self.state(obs, reward, done, which)
 
 
 # Every start of every probe, the value of playing well from it, and the sign of the

@@ -9,7 +9,29 @@ from iqmjx import agents, presets
 from iqmjx.loop import Setup
 
 
-class Commanded:
+class Toy:
+    """What every toy environment has; its worlds are made by `state`."""
+
+    def __init__(self, terminates=True):
+        self.terminates = terminates
+        self.physics = self
+
+    def scratch_bytes(self):
+        return 0
+
+    def state(self, obs, reward, done, carry, position=0.0):
+        world = PhysicsState(
+            qpos=jnp.asarray(position)[None],
+            qvel=jnp.zeros(1),
+            fields={},
+            model_fields={},
+            overflow=jnp.zeros((), jnp.int32),
+            carry=carry,
+        )
+        return State(world, obs, jnp.asarray(reward), done * 1.0)
+
+
+class Commanded(Toy):
     """A counter whose next outcome the action commands.
 
     obs = (position, resets drawn); the position begins at a random value in (0, 1) and
@@ -21,13 +43,6 @@ class Commanded:
     observation_size = 2
     action_size = 2
 
-    def __init__(self, terminates=True):
-        self.terminates = terminates
-        self.physics = self
-
-    def scratch_bytes(self):
-        return 0
-
     def reset(self, key):
         start = jax.random.uniform(key)
         return self._state(start, start, jnp.zeros(()), jnp.zeros(()))
@@ -38,15 +53,8 @@ class Commanded:
         return self._state(start, position, position, (action[0] > 0.5) * 1.0)
 
     def _state(self, start, position, reward, done):
-        world = PhysicsState(
-            qpos=position[None],
-            qvel=jnp.zeros(1),
-            fields={},
-            model_fields={},
-            overflow=jnp.zeros((), jnp.int32),
-            carry=start,
-        )
-        return State(world, jnp.stack([position, start]), reward, done)
+        obs = jnp.stack([position, start])
+        return self.state(obs, reward, done, start, position)
 
 
 SMALL = {

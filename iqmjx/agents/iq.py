@@ -31,6 +31,8 @@ import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from iqmjx import networks
+from iqmjx.agents.base import PolicyAgent, descend, polyak
 from iqmjx.config import Config
 from iqmjx.networks import MLP
 from iqmjx.policies import Policy, Temperature
@@ -100,7 +102,7 @@ def td_error(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ImplicitQ:
+class ImplicitQ(PolicyAgent):
     """The agent; implements `iqmjx.agents.Agent`."""
 
     policy: Policy
@@ -121,14 +123,11 @@ class ImplicitQ:
         cls, config: Config, observation_size: int, action_size: int
     ) -> ImplicitQ:
         """Builds the networks and the optimizer that a config describes."""
-        hidden: dict[str, Any] = dict(
-            hidden_sizes=config.hidden_sizes, layer_norm=config.layer_norm
-        )
         return cls(
             policy=Multicategorical(
-                network=MLP(
-                    **hidden,
-                    num_outputs=action_size * config.num_bins,
+                network=networks.from_config(
+                    config,
+                    action_size * config.num_bins,
                     zero_last_layer=config.zero_last_layer,
                 ),
                 action_size=action_size,
@@ -137,7 +136,7 @@ class ImplicitQ:
                 if config.scaled_softmax
                 else None,
             ),
-            value_network=MLP(**hidden, num_outputs=1),
+            value_network=networks.from_config(config, 1),
             optimizer=optax.adam(config.learning_rate),
             observation_size=observation_size,
             temperature=config.temperature,
@@ -147,16 +146,6 @@ class ImplicitQ:
             target_rate=config.target_rate,
             learning_rate=config.learning_rate,
         )
-
-    @property
-    def action_dtype(self) -> Any:
-        """Dtype of stored actions."""
-        return self.policy.action_dtype
-
-    @property
-    def action_shape(self) -> tuple[int, ...]:
-        """Shape of one stored action."""
-        return self.policy.action_shape
 
     def init(self, key: PRNGKeyArray) -> LearnerState:
         policy_key, value_key = jax.random.split(key)
@@ -180,12 +169,6 @@ class ImplicitQ:
 
     def act_greedy(self, learner: LearnerState, obs: Float[Array, "N O"]) -> Array:
         return self.policy.mode(learner.params.policy, obs)
-
-    def act_random(self, key: PRNGKeyArray, num_worlds: int) -> Array:
-        return self.policy.random(key, num_worlds)
-
-    def control(self, action: Array) -> Float[Array, "N A"]:
-        return self.policy.control(action)
 
     def value(self, params: Any, obs: Float[Array, "*B O"]) -> Float[Array, "*B"]:
         """V(s)."""
@@ -244,13 +227,10 @@ class ImplicitQ:
             jnp.exp(learner.log_temperature),
             batch,
         )
-        updates, opt_state = self.optimizer.update(gradients, learner.opt_state)
-        params: Any = jax.tree.map(jnp.add, learner.params, updates)
-        target_params = jax.tree.map(
-            lambda target, online: target + self.target_rate * (online - target),
-            learner.target_params,
-            params,
+        params, opt_state = descend(
+            self.optimizer, gradients, learner.opt_state, learner.params
         )
+        target_params = polyak(learner.target_params, params, self.target_rate)
         grad_norm = optax.tree.norm(gradients)
         statistics = dataclasses.replace(statistics, grad_norm=grad_norm)
         log_temperature = self._adapt(learner.log_temperature, statistics.entropy)

@@ -23,6 +23,8 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from iqmjx import networks
+from iqmjx.agents.base import PolicyAgent, descend, polyak
 from iqmjx.config import Config
 from iqmjx.networks import MLP
 from iqmjx.policies.tanh_gaussian import TanhGaussian
@@ -65,7 +67,7 @@ class Statistics:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SoftActorCritic:
+class SoftActorCritic(PolicyAgent):
     """The agent; implements `iqmjx.agents.Agent`."""
 
     policy: TanhGaussian
@@ -81,35 +83,20 @@ class SoftActorCritic:
         cls, config: Config, observation_size: int, action_size: int
     ) -> SoftActorCritic:
         """Builds the networks and the optimizer that a config describes."""
-        hidden: dict[str, Any] = dict(
-            hidden_sizes=config.hidden_sizes, layer_norm=config.layer_norm
-        )
         return cls(
             policy=TanhGaussian(
-                network=MLP(
-                    **hidden,
-                    num_outputs=2 * action_size,
-                    zero_last_layer=config.zero_last_layer,
+                network=networks.from_config(
+                    config, 2 * action_size, zero_last_layer=config.zero_last_layer
                 ),
                 action_size=action_size,
             ),
-            critic=MLP(**hidden, num_outputs=1),
+            critic=networks.from_config(config, 1),
             optimizer=optax.adam(config.learning_rate),
             observation_size=observation_size,
             temperature=config.temperature,
             discount=config.discounting,
             target_rate=config.target_rate,
         )
-
-    @property
-    def action_dtype(self) -> Any:
-        """Dtype of stored actions."""
-        return self.policy.action_dtype
-
-    @property
-    def action_shape(self) -> tuple[int, ...]:
-        """Shape of one stored action."""
-        return self.policy.action_shape
 
     def init(self, key: PRNGKeyArray) -> LearnerState:
         policy_key, *critic_keys = jax.random.split(key, 1 + _NUM_CRITICS)
@@ -134,12 +121,6 @@ class SoftActorCritic:
 
     def act_greedy(self, learner: LearnerState, obs: Float[Array, "N O"]) -> Array:
         return self.policy.mode(learner.params.policy, obs)
-
-    def act_random(self, key: PRNGKeyArray, num_worlds: int) -> Array:
-        return self.policy.random(key, num_worlds)
-
-    def control(self, action: Array) -> Float[Array, "N A"]:
-        return action
 
     def q_values(
         self, critics: Any, obs: Float[Array, "B O"], action: Float[Array, "B A"]
@@ -197,12 +178,11 @@ class SoftActorCritic:
         gradients, statistics = jax.grad(self.loss, has_aux=True)(
             learner.params, learner.target_critics, batch, key
         )
-        updates, opt_state = self.optimizer.update(gradients, learner.opt_state)
-        params: Any = jax.tree.map(jnp.add, learner.params, updates)
-        target_critics = jax.tree.map(
-            lambda target, online: target + self.target_rate * (online - target),
-            learner.target_critics,
-            params.critics,
+        params, opt_state = descend(
+            self.optimizer, gradients, learner.opt_state, learner.params
+        )
+        target_critics = polyak(
+            learner.target_critics, params.critics, self.target_rate
         )
         grad_norm = optax.tree.norm(gradients)
         statistics = dataclasses.replace(statistics, grad_norm=grad_norm)

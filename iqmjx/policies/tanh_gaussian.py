@@ -74,6 +74,10 @@ class TanhGaussian:
         """Uniformly random actions; `key` is consumed."""
         return jax.random.uniform(key, (batch, self.action_size), minval=-1.0)
 
+    def control(self, action: Float[Array, "*B A"]) -> Float[Array, "*B A"]:
+        """The action: it is in [-1, 1]^A already."""
+        return action
+
     def _moments(self, params, obs):
         outputs: Any = self.network.apply(params, obs)
         mean, log_std = jnp.split(outputs, 2, axis=-1)

@@ -1,0 +1,50 @@
+"""What agents share: acting through a policy class, and steps of their parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PolicyAgent:
+    """The part of `iqmjx.agents.Agent` that a policy class answers by itself."""
+
+    policy: Any
+
+    @property
+    def action_dtype(self) -> Any:
+        """Dtype of stored actions."""
+        return self.policy.action_dtype
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """Shape of one stored action."""
+        return self.policy.action_shape
+
+    def act_random(self, key: PRNGKeyArray, num_worlds: int) -> Array:
+        return self.policy.random(key, num_worlds)
+
+    def control(self, action: Array) -> Float[Array, "N A"]:
+        return self.policy.control(action)
+
+
+def descend(
+    optimizer: optax.GradientTransformation,
+    gradients: Any,
+    opt_state: optax.OptState,
+    params: Any,
+) -> tuple[Any, optax.OptState]:
+    """One step of the optimizer: the new parameters, and its new state."""
+    updates, opt_state = optimizer.update(gradients, opt_state)
+    return jax.tree.map(jnp.add, params, updates), opt_state
+
+
+def polyak(target: Any, online: Any, rate: float) -> Any:
+    """Moves target parameters towards the online ones by a share of the way."""
+    return jax.tree.map(lambda old, new: old + rate * (new - old), target, online)
