@@ -78,6 +78,12 @@ class Config:
         0.005, "Polyak rate of the target networks per update (the paper's lambda)."
     )
 
+    average_rate: float = _setting(
+        2e-4,
+        "Polyak rate per update of the average policy, which greedy evaluations play; "
+        "1: the newest policy.",
+    )
+
     policy: str = _setting(
         "multicategorical", "Policy class: multicategorical; SAC's is tanh_gaussian."
     )
@@ -132,7 +138,13 @@ class Config:
         for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 _refuse(name, getattr(self, name), "give 0 or more")
-        for name in ("munchausen", "discounting", "target_rate", "target_entropy"):
+        for name in (
+            "munchausen",
+            "discounting",
+            "target_rate",
+            "average_rate",
+            "target_entropy",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 _refuse(name, getattr(self, name), "give a number from 0 to 1")
         if not self.hidden_sizes or min(self.hidden_sizes) < 1:

@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -212,18 +213,38 @@ def test_munchausen_zero_is_iq_and_the_target_policy_matters_only_above():
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_update_moves_targets_by_the_polyak_rate():
-    agent = make_agent(target_rate=0.25)
-    learner = agent.init(jax.random.key(0))
+def test_update_moves_both_averages_by_their_rates():
+    agent = make_agent(target_rate=0.25, average_rate=0.4)
+    learner = perturbed(agent.init(jax.random.key(0)))
     after, statistics = agent.update(learner, make_batch(), jax.random.key(1))
-    for old, new, target in zip(
-        jax.tree.leaves(learner.target_params),
-        jax.tree.leaves(after.params),
-        jax.tree.leaves(after.target_params),
-        strict=True,
+    for rate, old, new, moved in (
+        (0.25, learner.target_params, after.params, after.target_params),
+        (0.4, learner.average_policy, after.params.policy, after.average_policy),
     ):
-        np.testing.assert_allclose(target, 0.75 * old + 0.25 * new, atol=1e-6)
+        expected = jax.tree.map(lambda a, b, r=rate: (1 - r) * a + r * b, old, new)
+        chex.assert_trees_all_close(moved, expected, atol=1e-6)
     assert statistics.grad_norm > 0
+
+
+@pytest.mark.parametrize("algo", ["iq", "sac"])
+def test_greedy_actions_are_the_average_policy_s_and_samples_the_newest_one_s(algo):
+    agent = make_agent(algo=algo)
+    learner = agent.init(jax.random.key(0))
+    obs, key = make_batch().obs, jax.random.key(1)
+    noise = iter(jax.random.split(key, 1000))
+    other = jax.tree.map(
+        lambda leaf: leaf + jax.random.normal(next(noise), leaf.shape),
+        learner.average_policy,
+    )
+    newest = dataclasses.replace(
+        learner, params=dataclasses.replace(learner.params, policy=other)
+    )
+    averaged = dataclasses.replace(learner, average_policy=other)
+    greedy, sampled = agent.act_greedy(learner, obs), agent.act(learner, obs, key)
+    assert (agent.act_greedy(newest, obs) == greedy).all()
+    assert (agent.act(averaged, obs, key) == sampled).all()
+    assert (agent.act_greedy(averaged, obs) != greedy).any()
+    assert (agent.act(newest, obs, key) != sampled).any()
 
 
 def test_updates_fit_a_fixed_target():

@@ -70,6 +70,7 @@ def test_probes(algo):
         hidden_sizes=(32, 32),
         learning_rate=3e-3,
         target_rate=0.05,
+        average_rate=0.05,
         discounting=DISCOUNT,
         normalize_observations=False,
     )

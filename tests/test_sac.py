@@ -41,6 +41,7 @@ def known_agent():
         temperature=0.1,
         discount=0.9,
         target_rate=0.25,
+        average_rate=0.4,
     )
 
 
@@ -103,9 +104,14 @@ def test_each_loss_trains_its_own_parameters():
     np.testing.assert_allclose(gradient.log_temperature, 0.05, rtol=1e-5)
 
 
-def test_update_descends_and_averages_the_critics():
+def test_update_descends_and_averages():
     agent = known_agent()
-    learner = sac.LearnerState(PARAMS, TARGET_CRITICS, agent.optimizer.init(PARAMS))
+    learner = sac.LearnerState(
+        params=PARAMS,
+        target_critics=TARGET_CRITICS,
+        average_policy=jnp.asarray(0.5),
+        opt_state=agent.optimizer.init(PARAMS),
+    )
     after, _ = agent.update(learner, transition(False), jax.random.key(0))
     critics = np.array([1.0 + 0.070125, 2.0 - 0.154875])
     np.testing.assert_allclose(after.params.critics, critics, rtol=1e-5)
@@ -113,6 +119,7 @@ def test_update_descends_and_averages_the_critics():
     np.testing.assert_allclose(
         after.target_critics, 0.75 * TARGET_CRITICS + 0.25 * critics, rtol=1e-5
     )
+    np.testing.assert_allclose(after.average_policy, 0.6 * 0.5 + 0.4 * 0.33, rtol=1e-5)
 
 
 def test_log_prob_is_the_density_of_a_squashed_gaussian():

@@ -37,7 +37,7 @@ class Agent(Protocol):
         ...
 
     def act_greedy(self, learner: Any, obs: Float[Array, "N O"]) -> Array:
-        """The policy's most likely actions."""
+        """The average policy's most likely actions, for evaluation."""
         ...
 
     def act_random(self, key: PRNGKeyArray, num_worlds: int) -> Array:

@@ -16,6 +16,7 @@ class PolicyAgent:
     """The part of `iqmjx.agents.Agent` that a policy class answers by itself."""
 
     policy: Any
+    average_rate: float
 
     @property
     def action_dtype(self) -> Any:
@@ -26,6 +27,9 @@ class PolicyAgent:
     def action_shape(self) -> tuple[int, ...]:
         """Shape of one stored action."""
         return self.policy.action_shape
+
+    def act_greedy(self, learner: Any, obs: Float[Array, "N O"]) -> Array:
+        return self.policy.mode(learner.average_policy, obs)
 
     def act_random(self, key: PRNGKeyArray, num_worlds: int) -> Array:
         return self.policy.random(key, num_worlds)

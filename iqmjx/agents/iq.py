@@ -58,7 +58,8 @@ class LearnerState:
     """All that learning changes."""
 
     params: Params
-    target_params: Params  # Polyak average of params
+    target_params: Params  # Polyak average of params, at target_rate
+    average_policy: Any  # Polyak average of params.policy, at average_rate
     opt_state: optax.OptState
     log_temperature: Float[Array, ""]
 
@@ -138,6 +139,7 @@ class ImplicitQ(PolicyAgent):
             ),
             value_network=networks.from_config(config, 1),
             optimizer=optax.adam(config.learning_rate),
+            average_rate=config.average_rate,
             observation_size=observation_size,
             temperature=config.temperature,
             target_entropy=config.target_entropy * math.log(config.num_bins) or None,
@@ -157,6 +159,7 @@ class ImplicitQ(PolicyAgent):
             params=params,
             # Copies: an aliased tree could not be donated.
             target_params=jax.tree.map(jnp.copy, params),
+            average_policy=jax.tree.map(jnp.copy, params.policy),
             opt_state=self.optimizer.init(cast(Any, params)),
             log_temperature=jnp.log(jnp.asarray(self.temperature, jnp.float32)),
         )
@@ -166,9 +169,6 @@ class ImplicitQ(PolicyAgent):
     ) -> Array:
         temperature = jnp.exp(learner.log_temperature)
         return self.policy.sample(learner.params.policy, obs, key, temperature)
-
-    def act_greedy(self, learner: LearnerState, obs: Float[Array, "N O"]) -> Array:
-        return self.policy.mode(learner.params.policy, obs)
 
     def value(self, params: Any, obs: Float[Array, "*B O"]) -> Float[Array, "*B"]:
         """V(s)."""
@@ -230,11 +230,18 @@ class ImplicitQ(PolicyAgent):
         params, opt_state = descend(
             self.optimizer, gradients, learner.opt_state, learner.params
         )
-        target_params = polyak(learner.target_params, params, self.target_rate)
         grad_norm = optax.tree.norm(gradients)
         statistics = dataclasses.replace(statistics, grad_norm=grad_norm)
         log_temperature = self._adapt(learner.log_temperature, statistics.entropy)
-        learner = LearnerState(params, target_params, opt_state, log_temperature)
+        learner = LearnerState(
+            params=params,
+            target_params=polyak(learner.target_params, params, self.target_rate),
+            average_policy=polyak(
+                learner.average_policy, params.policy, self.average_rate
+            ),
+            opt_state=opt_state,
+            log_temperature=log_temperature,
+        )
         return learner, statistics
 
     def _adapt(self, log_temperature, entropy) -> Float[Array, ""]:

@@ -47,7 +47,8 @@ class LearnerState:
     """All that learning changes."""
 
     params: Params
-    target_critics: Any  # Polyak average of params.critics
+    target_critics: Any  # Polyak average of params.critics, at target_rate
+    average_policy: Any  # Polyak average of params.policy, at average_rate
     opt_state: optax.OptState
 
 
@@ -92,6 +93,7 @@ class SoftActorCritic(PolicyAgent):
             ),
             critic=networks.from_config(config, 1),
             optimizer=optax.adam(config.learning_rate),
+            average_rate=config.average_rate,
             observation_size=observation_size,
             temperature=config.temperature,
             discount=config.discounting,
@@ -111,6 +113,7 @@ class SoftActorCritic(PolicyAgent):
         return LearnerState(
             params=params,
             target_critics=jax.tree.map(jnp.copy, params.critics),
+            average_policy=jax.tree.map(jnp.copy, params.policy),
             opt_state=self.optimizer.init(cast(Any, params)),
         )
 
@@ -118,9 +121,6 @@ class SoftActorCritic(PolicyAgent):
         self, learner: LearnerState, obs: Float[Array, "N O"], key: PRNGKeyArray
     ) -> Array:
         return self.policy.sample(learner.params.policy, obs, key)
-
-    def act_greedy(self, learner: LearnerState, obs: Float[Array, "N O"]) -> Array:
-        return self.policy.mode(learner.params.policy, obs)
 
     def q_values(
         self, critics: Any, obs: Float[Array, "B O"], action: Float[Array, "B A"]
@@ -181,9 +181,16 @@ class SoftActorCritic(PolicyAgent):
         params, opt_state = descend(
             self.optimizer, gradients, learner.opt_state, learner.params
         )
-        target_critics = polyak(
-            learner.target_critics, params.critics, self.target_rate
-        )
         grad_norm = optax.tree.norm(gradients)
         statistics = dataclasses.replace(statistics, grad_norm=grad_norm)
-        return LearnerState(params, target_critics, opt_state), statistics
+        learner = LearnerState(
+            params=params,
+            target_critics=polyak(
+                learner.target_critics, params.critics, self.target_rate
+            ),
+            average_policy=polyak(
+                learner.average_policy, params.policy, self.average_rate
+            ),
+            opt_state=opt_state,
+        )
+        return learner, statistics
