@@ -93,13 +93,14 @@ class Config:
     )
     scaled_softmax: bool = _setting(
         True,
-        "pi = softmax(advantage_scale * F / temperature) (paper Sec. 3.3) rather than "
-        "softmax(F).",
+        "pi = softmax(advantage_scale / A * F / temperature), A action dimensions "
+        "(paper Sec. 3.3), rather than softmax(F).",
     )
     advantage_scale: float = _setting(
-        0.03,
-        "Of the policy network's outputs in the scaled softmax: the lower, the slower "
-        "the advantage learns beside the value (the paper: 1).",
+        0.1,
+        "Of the policy network's outputs in the scaled softmax, divided among the "
+        "action dimensions: the lower, the slower the advantage learns beside the "
+        "value (the paper: A).",
     )
     layer_norm: bool = _setting(True, "LayerNorm in the hidden layers.")
     zero_last_layer: bool = _setting(

@@ -121,8 +121,9 @@ def test_scaled_softmax_is_in_units_of_reward():
     )
 
 
-def test_the_scale_is_the_configured_one_and_the_scaled_softmax_s_alone():
-    assert make_agent(advantage_scale=0.25).policy.advantage_scale == 0.25
+def test_action_dimensions_share_the_configured_scale():
+    scaled = make_agent(advantage_scale=0.25)
+    assert scaled.policy.advantage_scale == 0.25 / ACTIONS
     raw = make_agent(advantage_scale=0.25, scaled_softmax=False)
     assert raw.policy.advantage_scale is None
 

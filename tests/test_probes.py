@@ -59,8 +59,10 @@ CASES = [
 
 @pytest.mark.parametrize("algo", ["iq", "m_iq", "sac"])
 def test_probes(algo):
+    constant = {} if algo == "sac" else {"temperature": 0.01, "target_entropy": 0.0}
     setup = toys.toy_setup(
         Probes(),
+        **constant,
         algo=algo,
         num_envs=32,
         chunk_steps=100,

@@ -133,7 +133,7 @@ class ImplicitQ(PolicyAgent):
                 ),
                 action_size=action_size,
                 num_bins=config.num_bins,
-                advantage_scale=config.advantage_scale
+                advantage_scale=config.advantage_scale / action_size
                 if config.scaled_softmax
                 else None,
             ),
