@@ -65,7 +65,11 @@ TASKS: dict[tuple[str, str], dict[str, Any]] = {
     ("cpu", "halfcheetah"): {"learning_rate": 2e-3},
     # Its physics costs five times the cheetah's, an update twice: more worlds and fewer
     # updates for each keep the env-step rate above 1,500 on two cores.
-    ("cpu", "humanoid"): {"num_envs": 256, "chunk_steps": 32},
+    ("cpu", "humanoid"): {
+        "num_envs": 256,
+        "chunk_steps": 32,
+        "grad_updates_per_step": 12,
+    },
 }
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
