@@ -64,7 +64,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 TASKS: dict[tuple[str, str], dict[str, Any]] = {
     ("cpu", "halfcheetah"): {"learning_rate": 2e-3},
     # Its physics costs five times the cheetah's, an update twice: more worlds and fewer
-    # updates for each keep the env-step rate above 1,500 on two cores.
+    # updates for each keep the env-step rate at about 1,600 on two cores.
     ("cpu", "humanoid"): {
         "num_envs": 256,
         "chunk_steps": 32,
