@@ -52,16 +52,14 @@ def load(folder: Path) -> Resolved:
         raise ValueError(f"--logdir {folder}: not a run folder (it has no {_FILE})")
     try:
         content = json.loads(path.read_text())
-        settings, preset, sources = (
-            content[name] for name in ("config", "preset", "sources")
-        )
+        settings = content["config"]
         names = {field.name for field in dataclasses.fields(Config)}
         if differing := sorted(names ^ set(settings)):
             raise ValueError(
                 f"{path}: written by a version of iqmjx with other settings "
                 f"({', '.join(differing)}); use that version, or train anew"
             )
-        return Resolved(Config(**settings), preset, sources)
+        return Resolved(Config(**settings), content["preset"], content["sources"])
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from error
 

@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -46,7 +45,7 @@ def descend(
 ) -> tuple[Any, optax.OptState]:
     """One step of the optimizer: the new parameters, and its new state."""
     updates, opt_state = optimizer.update(gradients, opt_state)
-    return jax.tree.map(jnp.add, params, updates), opt_state
+    return optax.apply_updates(params, updates), opt_state
 
 
 def polyak(target: Any, online: Any, rate: float) -> Any:
