@@ -106,27 +106,22 @@ def normalized(
 
 
 def table(curves: list[Curve]) -> str:
-    """A Markdown table: median score (all seeds) by task and label."""
+    """A Markdown table: median score (all seeds) by label and task."""
     by_task = scores(curves)
-    labels = sorted({curve.label for curve in curves})
     lines = [
-        "| task | " + " | ".join(labels) + " |",
-        "|---|" + "---|" * len(labels),
+        "| | " + " | ".join(by_task) + " | median normalized score |",
+        "|---|" + "---|" * (len(by_task) + 1),
     ]
-    for task, by_label in by_task.items():
+    for label in sorted({curve.label for curve in curves}):
         cells = []
-        for label in labels:
+        for by_label in by_task.values():
             values = by_label.get(label, [])
             seeds = ", ".join(f"{value:.0f}" for value in values)
             several = f" ({seeds})" if len(values) > 1 else ""
             cells.append(f"{np.median(values):.0f}{several}" if values else "")
-        lines.append(f"| {task} | " + " | ".join(cells) + " |")
-    cells = []
-    for label in labels:
-        by_label = normalized(by_task, label)
-        medians = [float(np.median(values)) for values in by_label.values()]
+        medians = [np.median(values) for values in normalized(by_task, label).values()]
         cells.append(f"{np.median(medians):.2f}" if medians else "")
-    lines.append("| median normalized score | " + " | ".join(cells) + " |")
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
