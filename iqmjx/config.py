@@ -58,6 +58,11 @@ class Config:
     )
 
     learning_rate: float = _setting(3e-4, "Adam's step size.")
+    anneal_learning_rate: bool = _setting(
+        False,
+        "Let Adam's step size fall linearly, to 0 at the end of training; resuming "
+        "with more --num_timesteps raises it again.",
+    )
     discounting: float = _setting(
         0.99, "Discount per control step (the paper's gamma)."
     )
@@ -175,6 +180,13 @@ class Config:
         return -(-self.num_timesteps // self.env_steps_per_chunk)
 
     @property
+    def num_updates(self) -> int:
+        """Updates in the whole run; they begin once replay holds min_replay_size."""
+        steps = self.num_chunks * self.chunk_steps
+        waiting = max(-(-self.min_replay_size // self.num_envs) - 1, 0)
+        return max(steps - waiting, 0) * self.grad_updates_per_step
+
+    @property
     def replay_ratio(self) -> float:
         """Transitions trained on per env step, K * B / N."""
         return self.grad_updates_per_step * self.batch_size / self.num_envs
@@ -201,7 +213,8 @@ _NOT_NEGATIVE = (
     "num_checkpoints",
 )
 
-# Settings that say when a run is looked at or ends, never what it learns on the way.
+# Settings that say when a run is looked at or ends, not what it learns on the way
+# (but for an annealed learning rate, which reaches 0 at num_timesteps).
 SCHEDULE = ("num_timesteps", "num_evals", "num_checkpoints")
 
 

@@ -22,12 +22,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     # replay keeps the data near the policy, and the value near what it attains.
     "cpu": {
         "learning_rate": 1e-3,
+        "anneal_learning_rate": True,
         "num_envs": 128,
         "grad_updates_per_step": 16,
         "batch_size": 128,
         "temperature": 0.1,
         "target_entropy": 0.3,
-        "max_replay_size": 2**17,
+        "exploration_steps": 2**15,
+        "max_replay_size": 2**15,
     },
     # Many worlds, large batches: on a GPU both cost little more than small ones.
     # Learning at this scale is not tuned yet.

@@ -47,7 +47,7 @@ def test_paper_preset_is_the_paper():
         ({"env": "Humanoid-v4"}, "--env Humanoid-v4"),
         ({"algo": "dqn"}, "--algo dqn: choose one of iq, m_iq"),
         ({"physics": "bullet"}, "--physics bullet"),
-        ({"num_envs": 100}, "--max_replay_size 131072: .*--num_envs 100.*131000"),
+        ({"num_envs": 100}, "--max_replay_size 32768: .*--num_envs 100.*32700"),
         (
             {"min_replay_size": 2000, "max_replay_size": 1280},
             "--min_replay_size 2000: .*at most --max_replay_size 1280",

@@ -9,6 +9,7 @@ import pytest
 
 from envs import vector
 from iqmjx import evaluation, loop, memory, replay
+from iqmjx.agents import base
 from tests import toys
 
 
@@ -74,6 +75,36 @@ def test_acts_uniformly_and_does_not_learn_until_min_replay_size():
     assert np.sum((counts - expected) ** 2 / expected) < 35.6  # 10 degrees, 99.99%
     state, metrics = loop.train_chunk(setup, state)
     assert metrics.updates > 0 and np.isfinite(metrics.learning.loss)
+
+
+@pytest.mark.parametrize("algo", ["iq", "sac"])
+def test_annealed_step_size_is_zero_after_the_last_update(algo):
+    config = toys.config(
+        algo=algo, anneal_learning_rate=True, min_replay_size=60, num_timesteps=96
+    )
+    setup = loop.make_setup(config)  # 3 chunks of 4 steps of 8 worlds
+    assert config.num_updates == (3 * 4 - 7) * 2  # the 8th step has 60 transitions
+    state, updates = begin(setup), 0
+    for _ in range(config.num_chunks):
+        state, metrics = loop.train_chunk(setup, state)
+        updates += int(metrics.updates)
+    assert updates == config.num_updates
+    before = jax.tree.map(jnp.copy, state.learner.params)
+    state, metrics = loop.train_chunk(setup, state)
+    assert metrics.updates > 0
+    chex.assert_trees_all_close(before, state.learner.params, atol=1e-9)
+
+
+def test_annealed_step_size_falls_linearly():
+    """Halfway, Adam's first step moves each parameter by half the learning rate."""
+    config = toys.config(anneal_learning_rate=True)
+    params, gradients = jnp.array([1.0, -2.0]), jnp.array([3.0, -0.1])
+    optimizer = base.adam(config)
+    adam, schedule = optimizer.init(params)
+    half = schedule._replace(count=jnp.array(config.num_updates // 2))
+    updates, _ = optimizer.update(gradients, (adam, half))
+    step = config.learning_rate / 2
+    np.testing.assert_allclose(updates, [-step, step], rtol=1e-4)
 
 
 def test_random_actions_fade_out_over_exploration_steps():

@@ -69,6 +69,7 @@ SMALL = {
     "max_replay_size": 512,
     "hidden_sizes": (16, 16),
     "learning_rate": 3e-4,
+    "anneal_learning_rate": False,
     "num_eval_envs": 2,
     "num_evals": 2,
     "num_timesteps": 8 * 4 * 6,

@@ -9,6 +9,8 @@ import jax
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from iqmjx.config import Config
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PolicyAgent:
@@ -35,6 +37,14 @@ class PolicyAgent:
 
     def control(self, action: Array) -> Float[Array, "N A"]:
         return self.policy.control(action)
+
+
+def adam(config: Config) -> optax.GradientTransformation:
+    """Adam with the config's step size, constant or falling linearly to 0."""
+    if not config.anneal_learning_rate:
+        return optax.adam(config.learning_rate)
+    schedule = optax.linear_schedule(config.learning_rate, 0.0, config.num_updates)
+    return optax.adam(schedule)
 
 
 def descend(

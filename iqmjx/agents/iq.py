@@ -32,7 +32,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from iqmjx import networks
-from iqmjx.agents.base import PolicyAgent, descend, polyak
+from iqmjx.agents.base import PolicyAgent, adam, descend, polyak
 from iqmjx.config import Config
 from iqmjx.networks import MLP
 from iqmjx.policies import Policy, Temperature
@@ -138,7 +138,7 @@ class ImplicitQ(PolicyAgent):
                 else None,
             ),
             value_network=networks.from_config(config, 1),
-            optimizer=optax.adam(config.learning_rate),
+            optimizer=adam(config),
             average_rate=config.average_rate,
             observation_size=observation_size,
             temperature=config.temperature,

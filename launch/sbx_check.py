@@ -1,0 +1,91 @@
+"""A published SAC on the same task, to hold `--algo sac` against: sbx from PyPI.
+
+    pip install sbx-rl
+    python launch/sbx_check.py --env halfcheetah --num_timesteps 3000000
+
+Worlds, updates per step, batch and replay are those of iqmjx's cpu preset; everything
+else is sbx's own. Writes a curve as launch/learning_curves.py does, labelled sbx-sac,
+so that `python -m iqmjx.report` shows it beside iqmjx's.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+from absl import app, flags
+
+import envs
+from iqmjx.presets import PRESETS
+
+_ENV = flags.DEFINE_string("env", "halfcheetah", "Task.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed.")
+_STEPS = flags.DEFINE_integer("num_timesteps", 3_000_000, "Env steps.")
+_RATE = flags.DEFINE_float("learning_rate", 3e-4, "Adam's step size (sbx's: 3e-4).")
+_EVALS = flags.DEFINE_integer("num_evals", 10, "Evaluations, the last at the end.")
+_NAME = flags.DEFINE_string("name", "", "What to call a run with another setting.")
+_OUT = flags.DEFINE_string("out", "launch/results/curves", "Where curves go.")
+_EPISODES = 10
+
+
+def main(_) -> None:
+    """Runs the command."""
+    # Not among iqmjx's requirements.
+    import sbx  # pyright: ignore[reportMissingImports]
+    from stable_baselines3.common import (  # pyright: ignore[reportMissingImports]
+        env_util,
+        evaluation,
+    )
+
+    task, seed = envs.resolve(_ENV.value), _SEED.value
+    preset: dict[str, Any] = PRESETS["cpu"]
+    gymnasium_id = envs.REGISTRY[task].gymnasium_id
+    model = sbx.SAC(
+        "MlpPolicy",
+        env_util.make_vec_env(gymnasium_id, n_envs=preset["num_envs"], seed=seed),
+        learning_rate=_RATE.value,
+        buffer_size=preset["max_replay_size"],
+        learning_starts=8192,
+        batch_size=preset["batch_size"],
+        gradient_steps=preset["grad_updates_per_step"],
+        policy_kwargs={"net_arch": [256, 256]},
+        seed=seed,
+    )
+    env = gymnasium.make(gymnasium_id)
+    env.reset(seed=seed)
+    rows, returns, start = [], [], time.perf_counter()
+    for part in range(_EVALS.value):
+        steps = _STEPS.value * (part + 1) // _EVALS.value - model.num_timesteps
+        model.learn(steps, reset_num_timesteps=False)
+        seconds = time.perf_counter() - start
+        returns, _ = evaluation.evaluate_policy(
+            model, env, _EPISODES, return_episode_rewards=True, warn=False
+        )
+        mean = sum(returns) / len(returns)
+        rows.append(
+            {"env_steps": model.num_timesteps, "return": mean, "seconds": seconds}
+        )
+        print(rows[-1], flush=True)
+    head = {
+        "task": task,
+        "algo": "sbx-sac",
+        "name": _NAME.value,
+        "seed": seed,
+        "command": f"python launch/sbx_check.py --env {task} --seed {seed} "
+        f"--num_timesteps {_STEPS.value} --learning_rate {_RATE.value}",
+        "versions": {name: metadata.version(name) for name in ("sbx-rl", "gymnasium")},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    end = {"score": sum(returns) / len(returns), "returns": list(map(float, returns))}
+    name = "-".join(filter(None, [task, "sbx-sac", _NAME.value, f"seed{seed}"]))
+    path = Path(_OUT.value) / f"{name}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in [head, *rows, end]))
+
+
+if __name__ == "__main__":
+    app.run(main)
