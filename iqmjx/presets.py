@@ -31,9 +31,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "exploration_steps": 2**15,
         "max_replay_size": 2**15,
     },
-    # Many worlds, large batches: on a GPU both cost little more than small ones.
-    # Learning at this scale is not tuned yet.
+    # Many worlds, large batches: on a GPU both cost little more than small ones. What
+    # learned on CPUs is carried over (the replay in steps of each world, 256); nothing
+    # is tuned at this scale yet.
     "gpu": {
+        "learning_rate": 1e-3,
+        "anneal_learning_rate": True,
+        "temperature": 0.1,
+        "target_entropy": 0.3,
         "num_envs": 4096,
         "num_timesteps": 20_000_000,
         "grad_updates_per_step": 16,
@@ -42,7 +47,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "average_rate": 1e-3,
         "min_replay_size": 2**17,
         "exploration_steps": 2**20,
-        "max_replay_size": 2**22,
+        "max_replay_size": 2**20,
         "num_eval_envs": 64,
     },
     # The paper's setting (Sec. 6): plain networks, one update of 256 per env step.
