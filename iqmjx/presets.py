@@ -70,6 +70,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 TASKS: dict[tuple[str, str], dict[str, Any]] = {
     ("cpu", "halfcheetah"): {"learning_rate": 2e-3},
+    ("cpu", "hopper"): {
+        "grad_updates_per_step": 24,
+        "exploration_steps": 2**17,
+        "max_replay_size": 2**17,
+    },
     ("cpu", "walker2d"): {"advantage_scale": 0.2},
     # Its physics costs five times the cheetah's, an update twice: more worlds and fewer
     # updates for each keep the env-step rate at about 1,600 on two cores.
