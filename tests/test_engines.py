@@ -1,6 +1,9 @@
 """What all engines promise beside the physics itself (see `envs.physics`)."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +50,31 @@ def make(engine, xml, **options):
 def compiled(engine, function):
     quick = parity.QUICK_COMPILE if engine.name == "mjx" else None
     return jax.jit(function, compiler_options=quick)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cannot pin a CPU")
+def test_native_steps_on_one_cpu_a_program_that_waited_for_its_input():
+    # XLA then runs the program on its pool's only thread: nothing else of the pool can
+    # hand the callback its arguments (a resumed run on one CPU waited forever).
+    code = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import jax, jax.numpy as jnp
+from tests import test_engines
+engine = test_engines.make("native", test_engines.BALLS)
+ctrl = jnp.zeros((1024, 0))
+state = jax.vmap(engine.init)(jnp.zeros((1024, 21)), jnp.zeros((1024, 18)))
+one = lambda state, _: (jax.vmap(engine.step)(state, ctrl), None)
+step = jax.jit(lambda state: jax.lax.scan(one, state, None, 3)[0])
+step = step.lower(state).compile()
+work = jax.jit(lambda x: jax.lax.fori_loop(0, 100, lambda _, x: x @ x, x))
+late = work(jnp.zeros((1000, 1000)))[0, 0].astype(jnp.uint32)
+state = jax.tree.map(lambda x: x + late.astype(x.dtype), state)
+jax.block_until_ready(step(state))
+"""
+    command = [sys.executable, "-c", code]
+    one_thread = os.environ | {"PJRT_NPROC": "1"}
+    subprocess.run(command, env=one_thread, check=True, timeout=60)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import mujoco
 import mujoco.batch
 import numpy as np
+from jax.experimental.buffer_callback import buffer_callback
 
 from envs.physics import (
     OVERFLOW_CONSTRAINTS,
@@ -109,12 +110,28 @@ class Engine:
         return self.num_threads * mujoco.MjData(self.model).narena
 
     def _call(self, function, model_fields: dict, *inputs) -> PhysicsState:
-        state = jax.pure_callback(
-            function,
-            self._outputs,
+        """Runs `function` on the host, over all worlds at once.
+
+        On CPUs it reads and writes the program's own buffers. (`pure_callback` may
+        need a second thread of XLA's pool for its arguments, which a process on one CPU
+        does not have: it waits forever.)
+        """
+
+        def fill(_context, buffers, *arguments) -> None:
+            results = function(*map(np.asarray, arguments))
+            for buffer, result in zip(
+                jax.tree.leaves(buffers), jax.tree.leaves(results), strict=True
+            ):
+                np.asarray(buffer)[...] = result
+
+        every_world: Any = {"vmap_method": "broadcast_all"}
+        state = jax.lax.platform_dependent(
             *inputs,
             *(model_fields[name] for name in self._model_fields),
-            vmap_method="broadcast_all",
+            cpu=buffer_callback(fill, self._outputs, **every_world),
+            default=functools.partial(
+                jax.pure_callback, function, self._outputs, **every_world
+            ),
         )
         return dataclasses.replace(state, model_fields=model_fields)
 
