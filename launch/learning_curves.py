@@ -165,6 +165,8 @@ def _evaluations(rows: list[dict]) -> list[dict]:
                 for key in (
                     "entropy",
                     "value",
+                    "target",
+                    "target_std",
                     "td_error",
                     "temperature",
                     "actions_at_bounds",

@@ -67,6 +67,18 @@ def test_td_error_golden():
     np.testing.assert_allclose(target, [2.32, 0.82], atol=1e-6)
 
 
+def test_target_statistics_are_over_the_batch():
+    agent = make_agent()
+    batch = dataclasses.replace(
+        make_batch(2),
+        reward=jnp.asarray([1.0, 4.0]),
+        terminated=jnp.ones(2, bool),
+    )
+    learner = agent.init(jax.random.key(0))
+    _, statistics = agent.update(learner, batch, jax.random.key(1))
+    assert (statistics.target, statistics.target_std) == (2.5, 1.5)
+
+
 def test_td_error_refuses_shapes_that_would_broadcast():
     column = jnp.zeros((2, 1))
     with pytest.raises(AssertionError):

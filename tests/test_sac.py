@@ -91,6 +91,13 @@ def test_no_bootstrap_after_a_termination():
     assert statistics.target == 1
 
 
+def test_target_statistics_are_over_the_batch():
+    batch = jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, 0), transition(True))
+    batch = dataclasses.replace(batch, reward=jnp.asarray([1.0, 4.0]))
+    _, statistics = known_agent().loss(PARAMS, TARGET_CRITICS, batch, jax.random.key(0))
+    assert (statistics.target, statistics.target_std) == (2.5, 1.5)
+
+
 def test_each_loss_trains_its_own_parameters():
     # critics: -0.4675 * 1.5 and 1.0325 * 1.5
     # policy: 0.1 * d(2 p)/dp - d(1 * (s + p))/dp = 0.2 - 1

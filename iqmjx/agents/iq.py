@@ -66,12 +66,13 @@ class LearnerState:
 
 @struct.dataclass
 class Statistics:
-    """Scalars of one update, means over its batch."""
+    """Scalars of one update, means over its batch where nothing else is said."""
 
     loss: Float[Array, ""]  # squared TD error, reward^2
     td_error: Float[Array, ""]  # |target - Q|, reward
     value: Float[Array, ""]  # V(s), reward
     target: Float[Array, ""]  # reward
+    target_std: Float[Array, ""]  # over the batch, reward
     log_prob: Float[Array, ""]  # of the replayed actions, nats
     entropy: Float[Array, ""]  # of the policy, nats per action dimension
     grad_norm: Float[Array, ""]
@@ -210,6 +211,7 @@ class ImplicitQ(PolicyAgent):
             td_error=jnp.abs(error).mean(),
             value=value.mean(),
             target=target.mean(),
+            target_std=target.std(),
             log_prob=log_prob.mean(),
             entropy=entropy.mean() / self.action_shape[-1],
             grad_norm=jnp.zeros(()),  # known after the gradient

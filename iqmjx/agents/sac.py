@@ -54,13 +54,14 @@ class LearnerState:
 
 @struct.dataclass
 class Statistics:
-    """Scalars of one update, means over its batch."""
+    """Scalars of one update, means over its batch where nothing else is said."""
 
     loss: Float[Array, ""]  # the critics', reward^2
     policy_loss: Float[Array, ""]  # reward
     td_error: Float[Array, ""]  # |target - Q|, mean over the critics, reward
     value: Float[Array, ""]  # the lower Q of replayed actions, reward
     target: Float[Array, ""]  # reward
+    target_std: Float[Array, ""]  # over the batch, reward
     log_prob: Float[Array, ""]  # of the policy's own actions, nats
     entropy: Float[Array, ""]  # its negative, nats per action dimension
     grad_norm: Float[Array, ""]  # over all parameters
@@ -165,6 +166,7 @@ class SoftActorCritic(PolicyAgent):
             td_error=jnp.abs(target[None] - q).mean(),
             value=q.min(0).mean(),
             target=target.mean(),
+            target_std=target.std(),
             log_prob=log_prob.mean(),
             entropy=entropy / self.policy.action_size,
             grad_norm=jnp.zeros(()),  # known after the gradient
