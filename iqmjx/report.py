@@ -3,8 +3,8 @@
 Reads the files that launch/learning_curves.py writes. The figure shows return against
 env steps and against wall-clock time, one row per task, one line per algorithm: the
 mean over seeds, with a 95% bootstrap interval where there are several. The table gives
-the final Gymnasium scores, and their median over tasks, normalized so that random play
-is 0 and SAC's median seed 1.
+the final Gymnasium scores and the wall-clock minutes that they took, and the median of
+the scores over tasks, normalized so that random play is 0 and SAC's median seed 1.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def normalized(
 
 
 def table(curves: list[Curve]) -> str:
-    """A Markdown table: median score (all seeds) by label and task."""
+    """A Markdown table: median score (all seeds), median minutes, by label and task."""
     by_task = scores(curves)
     lines = [
         "| | " + " | ".join(by_task) + " | median normalized score |",
@@ -114,11 +114,17 @@ def table(curves: list[Curve]) -> str:
     ]
     for label in sorted({curve.label for curve in curves}):
         cells = []
-        for by_label in by_task.values():
+        for task, by_label in by_task.items():
             values = by_label.get(label, [])
             seeds = ", ".join(f"{value:.0f}" for value in values)
             several = f" ({seeds})" if len(values) > 1 else ""
-            cells.append(f"{np.median(values):.0f}{several}" if values else "")
+            minutes = [
+                curve.seconds[-1] / 60
+                for curve in curves
+                if (curve.task, curve.label) == (task, label) and len(curve.seconds)
+            ]
+            took = f", {np.median(minutes):.0f} min" if minutes else ""
+            cells.append(f"{np.median(values):.0f}{several}{took}" if values else "")
         medians = [np.median(values) for values in normalized(by_task, label).values()]
         cells.append(f"{np.median(medians):.2f}" if medians else "")
         lines.append(f"| {label} | " + " | ".join(cells) + " |")

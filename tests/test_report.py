@@ -9,7 +9,7 @@ from iqmjx import report
 def write(folder, task, algo, seed, score, name=""):
     head = {"task": task, "algo": algo, "name": name, "seed": seed}
     rows = [
-        {"env_steps": 1000 * i, "seconds": 10.0 * i, "return": score * i / 4}
+        {"env_steps": 1000 * i, "seconds": 60.0 * (i + seed), "return": score * i / 4}
         for i in range(5)
         if algo != "random"
     ]
@@ -41,16 +41,20 @@ def test_normalized_scores(curves):
 def test_table(curves):
     lines = report.table(report.load(curves)).splitlines()
     assert lines[0] == "| | ant | hopper | median normalized score |"
+    # Seeds 0, 1, 2 took 4, 5, 6 minutes.
+    assert "| random | 100 | 1000 | 0.00 |" in lines
     assert any(
-        line.startswith("| iq | 300 (300, 100, 500) |") and line.endswith("| 0.67 |")
+        line.startswith("| iq | 300 (300, 100, 500), 5 min |")
+        and line.endswith("| 0.67 |")
         for line in lines
     )
     assert any(
-        line.startswith("| iq-plain | 250 |  |") and line.endswith("| 0.50 |")
+        line.startswith("| iq-plain | 250, 4 min |  |") and line.endswith("| 0.50 |")
         for line in lines
     )
     assert any(
-        line.startswith("| sac | 400 (500, 300, 400) |") and line.endswith("| 1.00 |")
+        line.startswith("| sac | 400 (500, 300, 400), 5 min |")
+        and line.endswith("| 1.00 |")
         for line in lines
     )
 
