@@ -112,9 +112,9 @@ def test_soft_value_identity(scale, temperature):
     np.testing.assert_allclose(soft, value, atol=1e-5)
     np.testing.assert_allclose(jnp.exp(log_probs).sum(0), 1.0, atol=1e-5)
     by_enumeration = -(jnp.exp(log_probs) * log_probs).sum(0)
-    np.testing.assert_allclose(
-        policy.entropy(params, obs, temperature), by_enumeration, rtol=1e-4, atol=1e-5
-    )
+    log_prob, entropy = policy.log_prob_and_entropy(params, obs, every[:7], temperature)
+    np.testing.assert_allclose(entropy, by_enumeration, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(log_prob, jnp.diag(log_probs), rtol=1e-5)
     best = every[log_probs.argmax(0)]
     np.testing.assert_array_equal(policy.mode(params, obs), best)
 

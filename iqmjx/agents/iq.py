@@ -184,7 +184,7 @@ class ImplicitQ(PolicyAgent):
         batch: Transition,
     ) -> tuple[Float[Array, ""], Statistics]:
         """Eq. 2 over a batch [B] of normalized observations."""
-        log_prob = self.policy.log_prob(
+        log_prob, entropy = self.policy.log_prob_and_entropy(
             params.policy, batch.obs, batch.action, temperature
         )
         value = self.value(params.value, batch.obs)
@@ -205,7 +205,6 @@ class ImplicitQ(PolicyAgent):
             discount=self.discount,
         )
         loss = jnp.mean(jnp.square(error))
-        entropy = self.policy.entropy(params.policy, batch.obs, temperature)
         statistics = Statistics(
             loss=loss,
             td_error=jnp.abs(error).mean(),

@@ -41,6 +41,16 @@ class Policy(Protocol):
         """Log-probability of actions as they are stored in replay, in nats."""
         ...
 
+    def log_prob_and_entropy(
+        self,
+        params: Any,
+        obs: Float[Array, "*B O"],
+        action: Array,
+        temperature: Temperature,
+    ) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+        """`log_prob`, and the entropy of the distribution in nats, from one pass."""
+        ...
+
     def sample(
         self,
         params: Any,
@@ -53,12 +63,6 @@ class Policy(Protocol):
 
     def mode(self, params: Any, obs: Float[Array, "*B O"]) -> Array:
         """The most likely actions."""
-        ...
-
-    def entropy(
-        self, params: Any, obs: Float[Array, "*B O"], temperature: Temperature
-    ) -> Float[Array, "*B"]:
-        """Entropy of the distribution, in nats."""
         ...
 
     def random(self, key: PRNGKeyArray, batch: int) -> Array:

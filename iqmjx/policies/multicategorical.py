@@ -66,10 +66,18 @@ class Multicategorical:
         action: Int8[Array, "*B A"],
         temperature: Temperature,
     ) -> Float[Array, "*B"]:
+        return self._chosen(self.log_probs(params, obs, temperature), action)
+
+    def log_prob_and_entropy(
+        self,
+        params: Any,
+        obs: Float[Array, "*B O"],
+        action: Int8[Array, "*B A"],
+        temperature: Temperature,
+    ) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
         log_probs = self.log_probs(params, obs, temperature)
-        # A one-hot product rather than a gather, whose gradient is a slow scatter.
-        chosen = jax.nn.one_hot(action, self.num_bins, dtype=log_probs.dtype)
-        return jnp.sum(log_probs * chosen, axis=(-2, -1))
+        entropy = -jnp.sum(jnp.exp(log_probs) * log_probs, axis=(-2, -1))
+        return self._chosen(log_probs, action), entropy
 
     def sample(
         self,
@@ -84,18 +92,17 @@ class Multicategorical:
     def mode(self, params: Any, obs: Float[Array, "*B O"]) -> Int8[Array, "*B A"]:
         return jnp.argmax(self._logits(params, obs, 1.0), -1).astype(jnp.int8)
 
-    def entropy(
-        self, params: Any, obs: Float[Array, "*B O"], temperature: Temperature
-    ) -> Float[Array, "*B"]:
-        log_probs = self.log_probs(params, obs, temperature)
-        return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=(-2, -1))
-
     def random(self, key: PRNGKeyArray, batch: int) -> Int8[Array, "batch A"]:
         shape = (batch, self.action_size)
         return jax.random.randint(key, shape, 0, self.num_bins, jnp.int8)
 
     def control(self, action: Int8[Array, "*B A"]) -> Float[Array, "*B A"]:
         return jnp.linspace(-1.0, 1.0, self.num_bins)[action]
+
+    def _chosen(self, log_probs, action) -> Float[Array, "*B"]:
+        # A one-hot product rather than a gather, whose gradient is a slow scatter.
+        chosen = jax.nn.one_hot(action, self.num_bins, dtype=log_probs.dtype)
+        return jnp.sum(log_probs * chosen, axis=(-2, -1))
 
     def _logits(self, params, obs, temperature) -> Float[Array, "*B A n"]:
         outputs: Any = self.network.apply(params, obs)
