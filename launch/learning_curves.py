@@ -27,6 +27,7 @@ import gymnasium
 from absl import flags
 
 import envs
+from envs import physics
 from iqmjx import cli, gymnasium_play, metrics, run_folder
 
 _ENVS = flags.DEFINE_list("envs", [], "Tasks; all by default.")
@@ -189,7 +190,8 @@ def _evaluations(rows: list[dict]) -> list[dict]:
 
 def _random(task: str, seed: int) -> list[dict]:
     """Uniform play in Gymnasium's environment."""
-    env = gymnasium.make(envs.REGISTRY[task].gymnasium_id)
+    with physics.quiet_compilation():
+        env = gymnasium.make(envs.REGISTRY[task].gymnasium_id)
     env.action_space.seed(seed)
     returns, _ = gymnasium_play.play_episodes(
         env, lambda *_: env.action_space.sample(), _RANDOM_EPISODES, seed
