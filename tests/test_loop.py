@@ -5,6 +5,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from envs import vector
@@ -79,8 +80,13 @@ def test_acts_uniformly_and_does_not_learn_until_min_replay_size():
 
 @pytest.mark.parametrize("algo", ["iq", "sac"])
 def test_annealed_step_size_is_zero_after_the_last_update(algo):
+    """Of the networks and of the temperature."""
     config = toys.config(
-        algo=algo, anneal_learning_rate=True, min_replay_size=60, num_timesteps=96
+        algo=algo,
+        anneal_learning_rate=True,
+        min_replay_size=60,
+        num_timesteps=96,
+        target_entropy=0.0 if algo == "sac" else 0.5,
     )
     setup = loop.make_setup(config)  # 3 chunks of 4 steps of 8 worlds
     assert config.num_updates == (3 * 4 - 7) * 2  # the 8th step has 60 transitions
@@ -89,17 +95,22 @@ def test_annealed_step_size_is_zero_after_the_last_update(algo):
         state, metrics = loop.train_chunk(setup, state)
         updates += int(metrics.updates)
     assert updates == config.num_updates
-    before = jax.tree.map(jnp.copy, state.learner.params)
+
+    def learned():  # SAC's temperature is among its params
+        temperature = getattr(state.learner, "log_temperature", None)
+        return jax.tree.map(jnp.copy, (state.learner.params, temperature))
+
+    before = learned()
     state, metrics = loop.train_chunk(setup, state)
     assert metrics.updates > 0
-    chex.assert_trees_all_close(before, state.learner.params, atol=1e-9)
+    chex.assert_trees_all_close(before, learned(), atol=1e-9)
 
 
 def test_annealed_step_size_falls_linearly():
     """Halfway, Adam's first step moves each parameter by half the learning rate."""
     config = toys.config(anneal_learning_rate=True)
     params, gradients = jnp.array([1.0, -2.0]), jnp.array([3.0, -0.1])
-    optimizer = base.adam(config)
+    optimizer = optax.adam(base.learning_rate(config))
     adam, schedule = optimizer.init(params)
     half = schedule._replace(count=jnp.array(config.num_updates // 2))
     updates, _ = optimizer.update(gradients, (adam, half))

@@ -39,12 +39,11 @@ class PolicyAgent:
         return self.policy.control(action)
 
 
-def adam(config: Config) -> optax.GradientTransformation:
-    """Adam with the config's step size, constant or falling linearly to 0."""
+def learning_rate(config: Config) -> optax.ScalarOrSchedule:
+    """The config's step size, constant or falling linearly to 0."""
     if not config.anneal_learning_rate:
-        return optax.adam(config.learning_rate)
-    schedule = optax.linear_schedule(config.learning_rate, 0.0, config.num_updates)
-    return optax.adam(schedule)
+        return config.learning_rate
+    return optax.linear_schedule(config.learning_rate, 0.0, config.num_updates)
 
 
 def descend(

@@ -32,7 +32,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from iqmjx import networks
-from iqmjx.agents.base import PolicyAgent, adam, descend, polyak
+from iqmjx.agents.base import PolicyAgent, descend, learning_rate, polyak
 from iqmjx.config import Config
 from iqmjx.networks import MLP
 from iqmjx.policies import Policy, Temperature
@@ -41,8 +41,9 @@ from iqmjx.replay import Transition
 
 _ENTROPY_SLACK = 0.1
 """Nats per action dimension from the target within which the adaptation slows down."""
-_LOG_TEMPERATURE_RANGE = (math.log(1e-4), math.log(1.0))
-"""The paper's range of temperatures (Sec. 6), which the adaptation stays in."""
+_LOG_TEMPERATURE_RANGE = (math.log(1e-4), math.log(10.0))
+"""Where the adaptation stays: the paper's range (Sec. 6), and ten times its upper end,
+because M-IQ's entropy weighs but (1 - munchausen) * temperature."""
 
 
 @struct.dataclass
@@ -62,6 +63,7 @@ class LearnerState:
     average_policy: Any  # Polyak average of params.policy, at average_rate
     opt_state: optax.OptState
     log_temperature: Float[Array, ""]
+    temperature_opt_state: optax.OptState
 
 
 @struct.dataclass
@@ -110,6 +112,7 @@ class ImplicitQ(PolicyAgent):
     policy: Policy
     value_network: MLP
     optimizer: optax.GradientTransformation
+    temperature_optimizer: optax.GradientTransformation  # of its logarithm
     observation_size: int
     temperature: float  # at the start
     target_entropy: (
@@ -118,7 +121,6 @@ class ImplicitQ(PolicyAgent):
     munchausen: float
     discount: float
     target_rate: float
-    learning_rate: float
 
     @classmethod
     def from_config(
@@ -139,7 +141,8 @@ class ImplicitQ(PolicyAgent):
                 else None,
             ),
             value_network=networks.from_config(config, 1),
-            optimizer=adam(config),
+            optimizer=optax.adam(learning_rate(config)),
+            temperature_optimizer=optax.sgd(learning_rate(config)),
             average_rate=config.average_rate,
             observation_size=observation_size,
             temperature=config.temperature,
@@ -147,7 +150,6 @@ class ImplicitQ(PolicyAgent):
             munchausen=config.munchausen,
             discount=config.discounting,
             target_rate=config.target_rate,
-            learning_rate=config.learning_rate,
         )
 
     def init(self, key: PRNGKeyArray) -> LearnerState:
@@ -156,13 +158,15 @@ class ImplicitQ(PolicyAgent):
             policy=self.policy.init(policy_key, self.observation_size),
             value=self.value_network.init(value_key, jnp.zeros(self.observation_size)),
         )
+        log_temperature = jnp.log(jnp.asarray(self.temperature, jnp.float32))
         return LearnerState(
             params=params,
             # Copies: an aliased tree could not be donated.
             target_params=jax.tree.map(jnp.copy, params),
             average_policy=jax.tree.map(jnp.copy, params.policy),
             opt_state=self.optimizer.init(cast(Any, params)),
-            log_temperature=jnp.log(jnp.asarray(self.temperature, jnp.float32)),
+            log_temperature=log_temperature,
+            temperature_opt_state=self.temperature_optimizer.init(log_temperature),
         )
 
     def act(
@@ -233,7 +237,9 @@ class ImplicitQ(PolicyAgent):
         )
         grad_norm = optax.tree.norm(gradients)
         statistics = dataclasses.replace(statistics, grad_norm=grad_norm)
-        log_temperature = self._adapt(learner.log_temperature, statistics.entropy)
+        log_temperature, temperature_opt_state = self._adapt(
+            learner, statistics.entropy
+        )
         learner = LearnerState(
             params=params,
             target_params=polyak(learner.target_params, params, self.target_rate),
@@ -242,17 +248,25 @@ class ImplicitQ(PolicyAgent):
             ),
             opt_state=opt_state,
             log_temperature=log_temperature,
+            temperature_opt_state=temperature_opt_state,
         )
         return learner, statistics
 
-    def _adapt(self, log_temperature, entropy) -> Float[Array, ""]:
+    def _adapt(
+        self, learner: LearnerState, entropy: Float[Array, ""]
+    ) -> tuple[Float[Array, ""], optax.OptState]:
         """Steps the temperature towards the one with the target entropy.
 
-        A step is a relative change of learning_rate, less within _ENTROPY_SLACK of the
-        target.
+        A step is a relative change of the learning rate, less within _ENTROPY_SLACK of
+        the target. Returns the new logarithm, and its optimizer's state.
         """
         if self.target_entropy is None:
-            return log_temperature
+            return learner.log_temperature, learner.temperature_opt_state
         gap = (self.target_entropy - entropy) / _ENTROPY_SLACK
-        step = self.learning_rate * jnp.clip(gap, -1.0, 1.0)
-        return jnp.clip(log_temperature + step, *_LOG_TEMPERATURE_RANGE)
+        log_temperature, opt_state = descend(
+            self.temperature_optimizer,
+            -jnp.clip(gap, -1.0, 1.0),
+            learner.temperature_opt_state,
+            learner.log_temperature,
+        )
+        return jnp.clip(log_temperature, *_LOG_TEMPERATURE_RANGE), opt_state

@@ -24,7 +24,7 @@ from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from iqmjx import networks
-from iqmjx.agents.base import PolicyAgent, adam, descend, polyak
+from iqmjx.agents.base import PolicyAgent, descend, learning_rate, polyak
 from iqmjx.config import Config
 from iqmjx.networks import MLP
 from iqmjx.policies.tanh_gaussian import TanhGaussian
@@ -93,7 +93,7 @@ class SoftActorCritic(PolicyAgent):
                 action_size=action_size,
             ),
             critic=networks.from_config(config, 1),
-            optimizer=adam(config),
+            optimizer=optax.adam(learning_rate(config)),
             average_rate=config.average_rate,
             observation_size=observation_size,
             temperature=config.temperature,
