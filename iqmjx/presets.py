@@ -88,7 +88,9 @@ TASKS: dict[tuple[str, str], dict[str, Any]] = {
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "iq": {},
-    "m_iq": {"munchausen": 0.9},
+    # Its entropy weighs (1 - munchausen) * temperature: at the same entropy temperature
+    # and advantages are ten times IQ's.
+    "m_iq": {"munchausen": 0.9, "advantage_scale": 1.0},
     "sac": {"policy": "tanh_gaussian", "temperature": 1.0, "target_entropy": 0.0},
 }
 
