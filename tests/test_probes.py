@@ -62,7 +62,9 @@ CASES = [
 
 @pytest.mark.parametrize("algo", ["iq", "m_iq", "sac"])
 def test_probes(algo):
-    constant = {} if algo == "sac" else {"temperature": 0.01, "target_entropy": 0.0}
+    constant = {"temperature": 0.01, "target_entropy": 0.0, "advantage_scale": 0.1}
+    if algo == "sac":
+        constant = {}
     setup = toys.toy_setup(
         Probes(),
         **constant,
