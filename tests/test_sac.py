@@ -47,10 +47,10 @@ def known_agent():
 
 PARAMS = sac.Params(
     policy=jnp.asarray(0.25),
-    critics=jnp.asarray([1.0, 2.0]),
+    critics=(jnp.asarray(1.0), jnp.asarray(2.0)),
     log_temperature=jnp.log(0.1),
 )
-TARGET_CRITICS = jnp.asarray([0.5, 3.0])
+TARGET_CRITICS = (jnp.asarray(0.5), jnp.asarray(3.0))
 
 
 def transition(terminated):
@@ -124,7 +124,9 @@ def test_update_descends_and_averages():
     np.testing.assert_allclose(after.params.critics, critics, rtol=1e-5)
     np.testing.assert_allclose(after.params.policy, 0.25 + 0.08, rtol=1e-5)
     np.testing.assert_allclose(
-        after.target_critics, 0.75 * TARGET_CRITICS + 0.25 * critics, rtol=1e-5
+        after.target_critics,
+        0.75 * np.array(TARGET_CRITICS) + 0.25 * critics,
+        rtol=1e-5,
     )
     np.testing.assert_allclose(after.average_policy, 0.6 * 0.5 + 0.4 * 0.33, rtol=1e-5)
 

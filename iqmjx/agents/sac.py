@@ -38,7 +38,7 @@ class Params:
     """Everything that is trained by gradients."""
 
     policy: Any
-    critics: Any  # leaves [2, ...]
+    critics: tuple[Any, ...]  # apart: stacked, they would be slower on a CPU
     log_temperature: Float[Array, ""]
 
 
@@ -47,7 +47,7 @@ class LearnerState:
     """All that learning changes."""
 
     params: Params
-    target_critics: Any  # Polyak average of params.critics, at target_rate
+    target_critics: tuple[Any, ...]  # Polyak average of params.critics, at target_rate
     average_policy: Any  # Polyak average of params.policy, at average_rate
     opt_state: optax.OptState
 
@@ -106,9 +106,7 @@ class SoftActorCritic(PolicyAgent):
         inputs = jnp.zeros(self.observation_size + self.policy.action_size)
         params = Params(
             policy=self.policy.init(policy_key, self.observation_size),
-            critics=jax.vmap(self.critic.init, (0, None))(
-                jnp.stack(critic_keys), inputs
-            ),
+            critics=tuple(self.critic.init(key, inputs) for key in critic_keys),
             log_temperature=jnp.log(jnp.asarray(self.temperature, jnp.float32)),
         )
         return LearnerState(
@@ -124,15 +122,22 @@ class SoftActorCritic(PolicyAgent):
         return self.policy.sample(learner.params.policy, obs, key)
 
     def q_values(
-        self, critics: Any, obs: Float[Array, "B O"], action: Float[Array, "B A"]
+        self,
+        critics: tuple[Any, ...],
+        obs: Float[Array, "B O"],
+        action: Float[Array, "B A"],
     ) -> Float[Array, "2 B"]:
         """Q_i(s, a) of both critics."""
         inputs = jnp.concatenate([obs, action], axis=-1)
-        outputs: Any = jax.vmap(self.critic.apply, (0, None))(critics, inputs)
-        return outputs[..., 0]
+        outputs: Any = [self.critic.apply(params, inputs) for params in critics]
+        return jnp.stack(outputs)[..., 0]
 
     def loss(
-        self, params: Params, target_critics: Any, batch: Transition, key: PRNGKeyArray
+        self,
+        params: Params,
+        target_critics: tuple[Any, ...],
+        batch: Transition,
+        key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], Statistics]:
         """The sum of the three losses over a batch [B] of normalized observations."""
         next_key, key = jax.random.split(key)
