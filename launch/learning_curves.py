@@ -3,9 +3,10 @@
     python launch/learning_curves.py --envs halfcheetah --algos iq,sac --seeds 0,1,2
 
 Runs one after the other with the platform's preset, and writes one JSONL per run to
-launch/results/curves/: a line with the command, a line per evaluation, a line with the
-score. A run that has its score is skipped, and one that was interrupted is resumed, so
-that the same command goes on where it stopped. `--algos random` scores uniform play.
+launch/results/curves/: a line with the command, the commit and every setting, a line
+per evaluation, a line with the score. A run that has its score is skipped, and one that
+was interrupted is resumed, so that the same command goes on where it stopped. `--algos
+random` scores uniform play.
 
 `--parallel 2` keeps two runs going, each on its share of the CPUs: on few cores, two
 runs of one core each get further than one run of two after the other. A curve's first
@@ -14,9 +15,11 @@ line says how many CPUs it had.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -144,7 +147,9 @@ def _run(task: str, algo: str, seed: int, folder: Path) -> list[dict]:
         "name": _NAME.value,
         "seed": seed,
         "command": " ".join(["python", *command]),
+        "commit": _commit(),
         "preset": saved.preset,
+        "config": dataclasses.asdict(saved.config),
         "cpus": len(os.sched_getaffinity(0)) if _CAN_PIN else os.cpu_count(),
         "versions": json.loads((folder / "config.json").read_text())["versions"],
         "date": time.strftime("%Y-%m-%d"),
@@ -154,6 +159,19 @@ def _run(task: str, algo: str, seed: int, folder: Path) -> list[dict]:
         *_evaluations(rows),
         {"score": score["mean"], "returns": score["returns"]},
     ]
+
+
+def _commit() -> str | None:
+    """The checkout's commit, marked where files differ; None outside a checkout."""
+    if shutil.which("git") is None:
+        return None
+    said = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    return said.stdout.strip() or None
 
 
 def _evaluations(rows: list[dict]) -> list[dict]:
