@@ -118,6 +118,7 @@ def _finished(path: Path) -> bool:
 
 def _run(task: str, algo: str, seed: int, folder: Path) -> list[dict]:
     """Trains (or goes on), evaluates, and returns the curve's rows."""
+    commit = _commit()
     command = ["-m", "iqmjx.train"]
     command += ["--env", task, "--algo", algo, "--seed", str(seed)]
     command += ["--num_timesteps", str(ENV_STEPS[task])]
@@ -147,7 +148,7 @@ def _run(task: str, algo: str, seed: int, folder: Path) -> list[dict]:
         "name": _NAME.value,
         "seed": seed,
         "command": " ".join(["python", *command]),
-        "commit": _commit(),
+        "commit": commit,
         "preset": saved.preset,
         "config": dataclasses.asdict(saved.config),
         "cpus": len(os.sched_getaffinity(0)) if _CAN_PIN else os.cpu_count(),
