@@ -164,7 +164,7 @@ def test_control_spans_the_box_with_both_ends():
 
 def test_loss_gradient_is_the_hand_derived_one():
     """d loss / d theta = -2 mean(error * d(temperature log pi + V) / d theta)."""
-    agent = make_agent(algo="m_iq", temperature=0.3)
+    agent = make_agent(algo="m_iq", temperature=0.3, discounting=0.99)
     learner = perturbed(agent.init(jax.random.key(0)))
     batch = make_batch()
 
