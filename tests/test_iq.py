@@ -164,7 +164,7 @@ def test_control_spans_the_box_with_both_ends():
 
 def test_loss_gradient_is_the_hand_derived_one():
     """d loss / d theta = -2 mean(error * d(temperature log pi + V) / d theta)."""
-    agent = make_agent(algo="m_iq", temperature=0.3, discounting=0.99)
+    agent = make_agent(algo="m_iq", temperature=0.3)
     learner = perturbed(agent.init(jax.random.key(0)))
     batch = make_batch()
 
@@ -216,9 +216,8 @@ def test_no_gradient_reaches_target_parameters():
 
 def test_munchausen_zero_is_iq_and_the_target_policy_matters_only_above():
     batch = make_batch()
-    scale = {"advantage_scale": 0.3}  # the two algorithms' own differ
-    iq_agent, m_iq = make_agent(**scale), make_agent(algo="m_iq", **scale)
-    zero = make_agent(algo="m_iq", munchausen=0.0, **scale)
+    iq_agent, m_iq = make_agent(), make_agent(algo="m_iq")
+    zero = make_agent(algo="m_iq", munchausen=0.0)
     learner = perturbed(iq_agent.init(jax.random.key(0)))
     losses = [
         agent.loss(learner.params, learner.target_params, jnp.asarray(0.1), batch)[0]

@@ -62,9 +62,7 @@ CASES = [
 
 @pytest.mark.parametrize("algo", ["iq", "m_iq", "sac"])
 def test_probes(algo):
-    constant = {"temperature": 0.01, "target_entropy": 0.0, "advantage_scale": 0.1}
-    if algo == "sac":
-        constant = {}
+    constant = {} if algo == "sac" else {"temperature": 0.01, "target_entropy": 0.0}
     setup = toys.toy_setup(
         Probes(),
         **constant,
