@@ -51,8 +51,8 @@ def check(parts: dict[str, int], config) -> None:
     total = sum(parts.values())
     if total <= room:
         return
-    per_row = parts["replay"] / config.max_replay_size
-    rows = int((room - (total - parts["replay"])) / per_row)
+    per_row = parts["replay"] // config.max_replay_size  # what is left: its counters
+    rows = config.max_replay_size - -(-(total - room) // per_row)
     rows = rows // config.num_envs * config.num_envs
     if rows >= max(config.min_replay_size, config.num_envs):
         fix = f"--max_replay_size {rows} would fit"
