@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from envs.physics import native
+
 ROOT = Path(__file__).parents[1]
 SETTINGS = (
     "--num_timesteps 512 --num_envs 8 --chunk_steps 16 --batch_size 16 --num_evals 2 "
@@ -30,7 +32,7 @@ def run(*args):
 
 @pytest.mark.slow
 def test_curves_end_with_a_score_and_are_not_run_again(tmp_path):
-    parallel = str(min(2, os.cpu_count() or 1))
+    parallel = str(min(2, native.num_threads()))
     first = run(tmp_path, SETTINGS, "--parallel", parallel)
     assert first.returncode == 0, first.stderr
     for seed in (0, 1):
