@@ -53,6 +53,12 @@ class Config:
         2**17,
         "Transitions over which the share of random actions falls from 1 to 0.",
     )
+    lowest_sampling_temperature: float = _setting(
+        1.0,
+        "Share of the policy's temperature at which the first world samples actions; "
+        "it rises evenly to 1 at the last world. 0: the first plays the policy's mode; "
+        "1: all worlds sample the policy itself.",
+    )
     max_replay_size: int = _setting(
         2**20, "C, replay capacity in transitions; a multiple of num_envs."
     )
@@ -150,6 +156,7 @@ class Config:
             "target_rate",
             "average_rate",
             "target_entropy",
+            "lowest_sampling_temperature",
         ):
             if not 0 <= getattr(self, name) <= 1:
                 _refuse(name, getattr(self, name), "give a number from 0 to 1")

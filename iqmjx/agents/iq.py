@@ -35,7 +35,7 @@ from iqmjx import networks
 from iqmjx.agents.base import PolicyAgent, descend, learning_rate, polyak
 from iqmjx.config import Config
 from iqmjx.networks import MLP
-from iqmjx.policies import Policy, Temperature
+from iqmjx.policies import Policy, Share, Temperature
 from iqmjx.policies.multicategorical import Multicategorical
 from iqmjx.replay import Transition
 
@@ -170,10 +170,14 @@ class ImplicitQ(PolicyAgent):
         )
 
     def act(
-        self, learner: LearnerState, obs: Float[Array, "N O"], key: PRNGKeyArray
+        self,
+        learner: LearnerState,
+        obs: Float[Array, "N O"],
+        key: PRNGKeyArray,
+        share: Share = 1.0,
     ) -> Array:
         temperature = jnp.exp(learner.log_temperature)
-        return self.policy.sample(learner.params.policy, obs, key, temperature)
+        return self.policy.sample(learner.params.policy, obs, key, temperature, share)
 
     def value(self, params: Any, obs: Float[Array, "*B O"]) -> Float[Array, "*B"]:
         """V(s)."""

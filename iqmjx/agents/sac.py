@@ -27,6 +27,7 @@ from iqmjx import networks
 from iqmjx.agents.base import PolicyAgent, descend, learning_rate, polyak
 from iqmjx.config import Config
 from iqmjx.networks import MLP
+from iqmjx.policies import Share
 from iqmjx.policies.tanh_gaussian import TanhGaussian
 from iqmjx.replay import Transition
 
@@ -117,9 +118,13 @@ class SoftActorCritic(PolicyAgent):
         )
 
     def act(
-        self, learner: LearnerState, obs: Float[Array, "N O"], key: PRNGKeyArray
+        self,
+        learner: LearnerState,
+        obs: Float[Array, "N O"],
+        key: PRNGKeyArray,
+        share: Share = 1.0,
     ) -> Array:
-        return self.policy.sample(learner.params.policy, obs, key)
+        return self.policy.sample(learner.params.policy, obs, key, share)
 
     def q_values(
         self,

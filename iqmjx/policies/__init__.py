@@ -9,6 +9,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 Temperature = float | Float[Array, ""]
 """A number, or a traced scalar."""
 
+Share = float | Float[Array, "*B"]
+"""Of the temperature, from 0 to 1; one for all, or one for each observation."""
+
 
 class Policy(Protocol):
     """A distribution over actions given an observation, with parameters apart.
@@ -57,8 +60,13 @@ class Policy(Protocol):
         obs: Float[Array, "*B O"],
         key: PRNGKeyArray,
         temperature: Temperature,
+        share: Share = 1.0,
     ) -> Array:
-        """Actions drawn from the distribution; `key` is consumed."""
+        """Actions drawn from the distribution; `key` is consumed.
+
+        Below a share of 1 the distribution is sharper, as at that share of the
+        temperature: proportional to pi^(1 / share), the mode at 0.
+        """
         ...
 
     def mode(self, params: Any, obs: Float[Array, "*B O"]) -> Array:

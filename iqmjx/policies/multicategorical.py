@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8, PRNGKeyArray
 
 from iqmjx.networks import MLP
-from iqmjx.policies import Temperature
+from iqmjx.policies import Share, Temperature
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +85,13 @@ class Multicategorical:
         obs: Float[Array, "*B O"],
         key: PRNGKeyArray,
         temperature: Temperature,
+        share: Share = 1.0,
     ) -> Int8[Array, "*B A"]:
         logits = self._logits(params, obs, temperature)
-        return jax.random.categorical(key, logits).astype(jnp.int8)
+        # The Gumbel trick: argmax(logits / share + noise), for a share of 0 as well.
+        noise = jax.random.gumbel(key, logits.shape, logits.dtype)
+        noise = noise * jnp.asarray(share)[..., None, None]
+        return jnp.argmax(logits + noise, -1).astype(jnp.int8)
 
     def mode(self, params: Any, obs: Float[Array, "*B O"]) -> Int8[Array, "*B A"]:
         return jnp.argmax(self._logits(params, obs, 1.0), -1).astype(jnp.int8)

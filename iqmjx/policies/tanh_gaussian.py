@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from iqmjx.networks import MLP
+from iqmjx.policies import Share
 
 _LOG_STD_RANGE = (-20.0, 2.0)
 
@@ -61,10 +62,21 @@ class TanhGaussian:
         return jnp.tanh(raw), jnp.sum(log_normal - log_slope, axis=-1)
 
     def sample(
-        self, params: Any, obs: Float[Array, "*B O"], key: PRNGKeyArray
+        self,
+        params: Any,
+        obs: Float[Array, "*B O"],
+        key: PRNGKeyArray,
+        share: Share = 1.0,
     ) -> Float[Array, "*B A"]:
-        """Actions drawn from the distribution; `key` is consumed."""
-        return self.sample_with_log_prob(params, obs, key)[0]
+        """Actions drawn from the distribution; `key` is consumed.
+
+        Below a share of 1 from a sharper Gaussian under the tanh, its density to the
+        power of 1 / share: the squashed mean at 0.
+        """
+        mean, log_std = self._moments(params, obs)
+        noise = jax.random.normal(key, mean.shape)
+        noise = noise * jnp.sqrt(jnp.asarray(share))[..., None]
+        return jnp.tanh(mean + jnp.exp(log_std) * noise)
 
     def mode(self, params: Any, obs: Float[Array, "*B O"]) -> Float[Array, "*B A"]:
         """The squashed mean, by which SAC is evaluated."""
