@@ -79,7 +79,10 @@ def test_refuses_another_dtype():
 
 
 def test_insert_cost_does_not_depend_on_capacity():
-    """720 floats a row, 1024 rows at a time, ring full: 1M within 1.5 of 16k."""
+    """720 floats a row, 1024 rows at a time, ring full: 1M rows within twice 128k.
+
+    Neither ring fits a cache; a copy of the ring would make it eight times.
+    """
     batch = rows(jnp.arange(1024), width=360)
     insert = jax.jit(replay.add, donate_argnums=0)
 
@@ -97,11 +100,11 @@ def test_insert_cost_does_not_depend_on_capacity():
         jax.block_until_ready(state)
         return state, time.perf_counter() - start
 
-    small, large = fill(2**14), fill(2**20)
+    small, large = fill(2**17), fill(2**20)
     small_times, large_times = [], []
     for _ in range(12):  # in turns: a slow spell of the machine falls on both
         small, elapsed = seconds(small)
         small_times.append(elapsed)
         large, elapsed = seconds(large)
         large_times.append(elapsed)
-    assert np.median(large_times) / np.median(small_times) <= 1.5
+    assert min(large_times) / min(small_times) <= 2

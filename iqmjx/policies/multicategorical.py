@@ -90,7 +90,7 @@ class Multicategorical:
         logits = self._logits(params, obs, temperature)
         # The Gumbel trick: argmax(logits / share + noise), for a share of 0 as well.
         noise = jax.random.gumbel(key, logits.shape, logits.dtype)
-        noise = noise * jnp.asarray(share)[..., None, None]
+        noise *= jnp.broadcast_to(share, obs.shape[:-1])[..., None, None]
         return jnp.argmax(logits + noise, -1).astype(jnp.int8)
 
     def mode(self, params: Any, obs: Float[Array, "*B O"]) -> Int8[Array, "*B A"]:

@@ -75,7 +75,7 @@ class TanhGaussian:
         """
         mean, log_std = self._moments(params, obs)
         noise = jax.random.normal(key, mean.shape)
-        noise = noise * jnp.sqrt(jnp.asarray(share))[..., None]
+        noise *= jnp.sqrt(jnp.broadcast_to(share, obs.shape[:-1]))[..., None]
         return jnp.tanh(mean + jnp.exp(log_std) * noise)
 
     def mode(self, params: Any, obs: Float[Array, "*B O"]) -> Float[Array, "*B A"]:
