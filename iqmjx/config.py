@@ -113,6 +113,11 @@ class Config:
         "action dimensions: the lower, the slower the advantage learns beside the "
         "value (the paper: A).",
     )
+    value_scale: float = _setting(
+        1.0,
+        "Of the value network's output (SAC: the critics'), in units of reward: near "
+        "the size of values, its weights need not grow to reach them.",
+    )
     layer_norm: bool = _setting(True, "LayerNorm in the hidden layers.")
     zero_last_layer: bool = _setting(
         True, "Start the policy's output layer at zero: a uniform policy."
@@ -210,6 +215,7 @@ _POSITIVE = (
     "learning_rate",
     "temperature",
     "advantage_scale",
+    "value_scale",
     "num_eval_envs",
 )
 _NOT_NEGATIVE = (

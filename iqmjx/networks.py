@@ -18,12 +18,14 @@ class MLP(nn.Module):
         num_outputs: width of the linear output layer.
         layer_norm: normalize each hidden layer before its ReLU.
         zero_last_layer: start the output layer at zero.
+        output_scale: of the outputs, which are O(1) times it for weights of O(1).
     """
 
     hidden_sizes: Sequence[int]
     num_outputs: int
     layer_norm: bool = True
     zero_last_layer: bool = False
+    output_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
@@ -37,11 +39,19 @@ class MLP(nn.Module):
         last_init = nn.linear.default_kernel_init
         if self.zero_last_layer:
             last_init = nn.initializers.zeros_init()
-        return nn.Dense(self.num_outputs, kernel_init=last_init)(x)
+        outputs = nn.Dense(self.num_outputs, kernel_init=last_init)(x)
+        return self.output_scale * outputs
 
 
-def from_config(
-    config: Config, num_outputs: int, *, zero_last_layer: bool = False
-) -> MLP:
-    """A network of the width and with the LayerNorm that a config asks for."""
-    return MLP(config.hidden_sizes, num_outputs, config.layer_norm, zero_last_layer)
+def of_policy(config: Config, num_outputs: int) -> MLP:
+    """A policy's network, as a config asks for it."""
+    return MLP(
+        config.hidden_sizes, num_outputs, config.layer_norm, config.zero_last_layer
+    )
+
+
+def of_value(config: Config) -> MLP:
+    """The network of a value, V(s) or Q(s, a), as a config asks for it."""
+    return MLP(
+        config.hidden_sizes, 1, config.layer_norm, output_scale=config.value_scale
+    )

@@ -55,6 +55,7 @@ def test_paper_preset_is_the_paper():
         ({"exploration_steps": 2**21}, "--exploration_steps 2097152: .*at most"),
         ({"target_entropy": 1.5}, "--target_entropy 1.5"),
         ({"advantage_scale": 0.0}, "--advantage_scale 0.0: give a number above 0"),
+        ({"value_scale": 0.0}, "--value_scale 0.0: give a number above 0"),
         ({"temperature": -0.1}, "--temperature -0.1"),
         (
             {"lowest_sampling_temperature": 1.5},

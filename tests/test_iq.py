@@ -292,6 +292,20 @@ def test_updates_fit_a_fixed_target():
     assert statistics.loss < 1e-3 * first
 
 
+def test_values_are_value_scale_times_the_network_s_output():
+    obs, action = jnp.ones((3, OBS)), jnp.zeros((3, ACTIONS))
+    plain, scaled = make_agent(), make_agent(value_scale=50.0)
+    params = plain.init(jax.random.key(0)).params.value
+    expected = 50 * plain.value(params, obs)
+    np.testing.assert_allclose(scaled.value(params, obs), expected, rtol=1e-5)
+    plain, scaled = make_agent(algo="sac"), make_agent(algo="sac", value_scale=50.0)
+    critics = plain.init(jax.random.key(0)).params.critics
+    expected = 50 * plain.q_values(critics, obs, action)
+    np.testing.assert_allclose(
+        scaled.q_values(critics, obs, action), expected, rtol=1e-5
+    )
+
+
 def test_zero_last_layer_starts_uniform():
     agent = make_agent()
     params = agent.init(jax.random.key(0)).params.policy

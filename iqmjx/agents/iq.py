@@ -129,18 +129,14 @@ class ImplicitQ(PolicyAgent):
         """Builds the networks and the optimizer that a config describes."""
         return cls(
             policy=Multicategorical(
-                network=networks.from_config(
-                    config,
-                    action_size * config.num_bins,
-                    zero_last_layer=config.zero_last_layer,
-                ),
+                network=networks.of_policy(config, action_size * config.num_bins),
                 action_size=action_size,
                 num_bins=config.num_bins,
                 advantage_scale=config.advantage_scale / action_size
                 if config.scaled_softmax
                 else None,
             ),
-            value_network=networks.from_config(config, 1),
+            value_network=networks.of_value(config),
             optimizer=optax.adam(learning_rate(config)),
             temperature_optimizer=optax.sgd(learning_rate(config)),
             average_rate=config.average_rate,

@@ -88,12 +88,10 @@ class SoftActorCritic(PolicyAgent):
         """Builds the networks and the optimizer that a config describes."""
         return cls(
             policy=TanhGaussian(
-                network=networks.from_config(
-                    config, 2 * action_size, zero_last_layer=config.zero_last_layer
-                ),
+                network=networks.of_policy(config, 2 * action_size),
                 action_size=action_size,
             ),
-            critic=networks.from_config(config, 1),
+            critic=networks.of_value(config),
             optimizer=optax.adam(learning_rate(config)),
             average_rate=config.average_rate,
             observation_size=observation_size,
