@@ -75,7 +75,7 @@ TASKS: dict[tuple[str, str], dict[str, Any]] = {
     ("cpu", "halfcheetah"): {"learning_rate": 2e-3},
     # Discounted by 0.99, a faster gait that falls after 500 steps is worth as much.
     ("cpu", "hopper"): {"grad_updates_per_step": 24, "discounting": 0.995},
-    ("cpu", "walker2d"): {"advantage_scale": 0.2, "grad_updates_per_step": 20},
+    ("cpu", "walker2d"): {"advantage_scale": 1.0, "value_scale": 30.0},
     ("cpu", "ant"): _SHORT_REPLAY,
     # Its physics costs five times the cheetah's, an update twice: more worlds and fewer
     # updates for each keep the env-step rate at about 1,600 on two cores.
