@@ -130,6 +130,31 @@ def test_theorem_2_bounds_hold(munchausen):
         assert (gap <= bound.errors + bound.remainder).all()
 
 
+def test_the_average_of_q_values_stays_within_its_part_of_the_bound():
+    """H_k of error_bound, from its policies and values, where discounting is strong.
+
+    softmax(H / w) = pi, and V_k = (m_k - munchausen m_{k-1}) / (1 - munchausen) with
+    m = w logsumexp(H / w), w log A at the start.
+    """
+    rng = np.random.default_rng(5)
+    for munchausen in (0.5, 0.9):
+        mdp = tabular.random_mdp(rng, discount=0.1)
+        errors = 0.1 * rng.normal(size=(30, *mdp.reward.shape))
+        iterates = tabular.iq_dp(mdp, munchausen, 0.3, errors)
+        entropy_weight = (1 - munchausen) * 0.3
+        optimum = tabular.optimal_q(mdp, entropy_weight)
+        bound = tabular.error_bound(mdp, iterates, munchausen, 0.3, errors)
+        soft_max = entropy_weight * np.log(4)
+        for k in range(30):
+            value = iterates.values[k + 1]
+            soft_max = (1 - munchausen) * value + munchausen * soft_max
+            log_policy = iterates.log_policies[k + 1]
+            average = entropy_weight * log_policy + soft_max[:, None]
+            distance = np.abs(optimum - average).max()
+            limit = (bound.errors[k] + bound.remainder[k]) * (1 - 0.1) / 2
+            assert distance <= limit
+
+
 def test_the_remainder_of_theorem_2_vanishes_faster_than_one_over_k():
     mdp = random_mdps(1)[0]
     none = zeros(mdp, 400)
