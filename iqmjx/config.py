@@ -9,8 +9,8 @@ from typing import Any
 import envs
 from envs import physics as engines
 
-ALGORITHMS = ("iq", "m_iq", "sac")
-POLICIES = ("multicategorical", "tanh_gaussian")
+ALGORITHMS = ("iq", "m_iq", "pcl", "trust_pcl", "sac")
+POLICIES = ("multicategorical", "autoregressive", "gaussian", "flow", "tanh_gaussian")
 
 
 def _setting(default: Any, help: str) -> Any:
@@ -28,7 +28,11 @@ class Config:
     """
 
     env: str = _setting("humanoid", "Task, in any spelling (humanoid, Humanoid-v5).")
-    algo: str = _setting("iq", "iq, m_iq (IQ with munchausen 0.9), or sac.")
+    algo: str = _setting(
+        "iq",
+        "iq, m_iq (IQ with munchausen 0.9), pcl and trust_pcl (residual methods, with "
+        "munchausen 0 and 0.9), or sac.",
+    )
     seed: int = _setting(0, "Seed of everything random in the run.")
     physics: str = _setting(
         "auto",
@@ -96,7 +100,9 @@ class Config:
     )
 
     policy: str = _setting(
-        "multicategorical", "Policy class: multicategorical; SAC's is tanh_gaussian."
+        "multicategorical",
+        "Policy class: multicategorical, autoregressive, gaussian or flow; SAC's is "
+        "tanh_gaussian.",
     )
     num_bins: int = _setting(11, "n, bins per action dimension.")
     hidden_sizes: tuple[int, ...] = _setting(
@@ -145,7 +151,11 @@ class Config:
         _choice("algo", self.algo, ALGORITHMS)
         _choice("policy", self.policy, POLICIES)
         if (self.algo == "sac") != (self.policy == "tanh_gaussian"):
-            _refuse("policy", self.policy, f"--algo {self.algo} has another one")
+            mine = "tanh_gaussian" if self.algo == "sac" else ", ".join(POLICIES[:-1])
+            _refuse("policy", self.policy, f"--algo {self.algo} takes {mine}")
+        if self.policy == "flow" and self.lowest_sampling_temperature < 1:
+            name = "lowest_sampling_temperature"
+            _refuse(name, getattr(self, name), "--policy flow takes 1 alone")
         if self.algo == "sac" and (self.munchausen or self.target_entropy):
             name = "munchausen" if self.munchausen else "target_entropy"
             _refuse(name, getattr(self, name), "--algo sac does not have it: give 0")

@@ -50,6 +50,11 @@ def of_policy(config: Config, num_outputs: int) -> MLP:
     )
 
 
+def of_context(config: Config, num_outputs: int) -> MLP:
+    """A network whose outputs the rest of a policy reads, as a config asks for it."""
+    return MLP(config.hidden_sizes, num_outputs, config.layer_norm)
+
+
 def of_value(config: Config) -> MLP:
     """The network of a value, V(s) or Q(s, a), as a config asks for it."""
     return MLP(

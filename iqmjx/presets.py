@@ -92,6 +92,9 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     # Its entropy weighs (1 - munchausen) * temperature: at the same entropy temperature
     # and advantages are ten times IQ's.
     "m_iq": {"munchausen": 0.9, "advantage_scale": 1.0},
+    # The paper's temperature for them.
+    "pcl": {"temperature": 1e-4, "target_entropy": 0.0},
+    "trust_pcl": {"munchausen": 0.9, "temperature": 1e-4, "target_entropy": 0.0},
     "sac": {"policy": "tanh_gaussian", "temperature": 1.0, "target_entropy": 0.0},
 }
 

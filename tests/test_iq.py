@@ -112,7 +112,9 @@ def test_soft_value_identity(scale, temperature):
     np.testing.assert_allclose(soft, value, atol=1e-5)
     np.testing.assert_allclose(jnp.exp(log_probs).sum(0), 1.0, atol=1e-5)
     by_enumeration = -(jnp.exp(log_probs) * log_probs).sum(0)
-    log_prob, entropy = policy.log_prob_and_entropy(params, obs, every[:7], temperature)
+    log_prob, entropy = policy.log_prob_and_entropy(
+        params, obs, every[:7], jax.random.key(3), temperature
+    )
     np.testing.assert_allclose(entropy, by_enumeration, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(log_prob, jnp.diag(log_probs), rtol=1e-5)
     best = every[log_probs.argmax(0)]
@@ -212,7 +214,11 @@ def test_loss_gradient_is_the_hand_derived_one():
 
     expected = by_hand(learner)
     got, _ = jax.jit(jax.grad(agent.loss, has_aux=True))(
-        learner.params, learner.target_params, jnp.asarray(0.3), batch
+        learner.params,
+        learner.target_params,
+        jnp.asarray(0.3),
+        batch,
+        jax.random.key(2),
     )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
@@ -225,7 +231,11 @@ def test_no_gradient_reaches_target_parameters():
     agent = make_agent(algo="m_iq")
     learner = perturbed(agent.init(jax.random.key(0)))
     gradient, _ = jax.grad(agent.loss, argnums=1, has_aux=True)(
-        learner.params, learner.target_params, jnp.asarray(0.1), make_batch()
+        learner.params,
+        learner.target_params,
+        jnp.asarray(0.1),
+        make_batch(),
+        jax.random.key(2),
     )
     assert all(not leaf.any() for leaf in jax.tree.leaves(gradient))
 
@@ -236,7 +246,13 @@ def test_munchausen_zero_is_iq_and_the_target_policy_matters_only_above():
     zero = make_agent(algo="m_iq", munchausen=0.0)
     learner = perturbed(iq_agent.init(jax.random.key(0)))
     losses = [
-        agent.loss(learner.params, learner.target_params, jnp.asarray(0.1), batch)[0]
+        agent.loss(
+            learner.params,
+            learner.target_params,
+            jnp.asarray(0.1),
+            batch,
+            jax.random.key(2),
+        )[0]
         for agent in (iq_agent, zero, m_iq)
     ]
     assert losses[0] == losses[1] != losses[2]

@@ -167,6 +167,22 @@ def test_the_share_of_the_temperature_rises_over_the_worlds(num_envs, lowest, sh
     assert last.tolist() == shares
 
 
+@pytest.mark.parametrize(
+    "name", ["multicategorical", "autoregressive", "gaussian", "flow"]
+)
+@pytest.mark.parametrize("algo", ["iq", "m_iq", "pcl", "trust_pcl"])
+def test_every_class_trains_with_every_algorithm(name, algo):
+    setup = toys.toy_setup(toys.Commanded(), policy=name, algo=algo, num_bins=5)
+    state = jax.jit(loop.init, static_argnums=0)(setup, jax.random.key(0))
+    before = jax.tree.map(jnp.copy, state.learner.params)
+    for _ in range(2):
+        state, metrics = loop.train_chunk(setup, state)
+    assert metrics.updates > 0 and jnp.isfinite(metrics.learning.loss)
+    moved = jax.tree.map(lambda a, b: (a != b).any(), before, state.learner.params)
+    assert np.mean(jax.tree.leaves(moved)) > 0.8
+    assert state.replay.data.action.dtype == setup.agent.action_dtype
+
+
 def test_replay_holds_true_transitions_of_commanded_worlds():
     """next_obs is obs + 1 even where the episode ended; terminated as commanded."""
     env = toys.Commanded()

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from iqmjx.agents import iq, sac
 from iqmjx.config import Config
-from iqmjx.policies import Share
+from iqmjx.policies.base import Share
 from iqmjx.replay import Transition
 
 

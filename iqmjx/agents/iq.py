@@ -11,7 +11,10 @@ temperature)` hold by construction, and one squared TD error trains both, Eq. 2:
                + discount * (1 - terminated) * V_target(s')
     loss   = mean((target - temperature * log pi(a|s) - V(s))^2)
 
-IQ is munchausen = 0 (the paper's alpha); M-IQ is munchausen > 0.
+IQ is munchausen = 0 (the paper's alpha); M-IQ is munchausen > 0. With V(s') of the
+value network itself in the target's place, which then learns from both sides of the
+error, the loss is that of PCL (munchausen = 0) and Trust-PCL (Nachum et al. 2017,
+2018), residual methods: the paper's ablations (Sec. 5 and 6).
 
 The temperature is the paper's constant, or follows the policy's entropy: it rises while
 the entropy is below its target and falls while above (as SAC's does, Haarnoja et al.
@@ -31,12 +34,11 @@ import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from iqmjx import networks
+from iqmjx import networks, policies
 from iqmjx.agents.base import PolicyAgent, descend, learning_rate, polyak
 from iqmjx.config import Config
 from iqmjx.networks import MLP
-from iqmjx.policies import Policy, Share, Temperature
-from iqmjx.policies.multicategorical import Multicategorical
+from iqmjx.policies.base import Policy, Share, Temperature
 from iqmjx.replay import Transition
 
 _ENTROPY_SLACK = 0.1
@@ -85,7 +87,7 @@ def td_error(
     log_prob: Float[Array, " B"],
     value: Float[Array, " B"],
     target_log_prob: Float[Array, " B"],
-    next_target_value: Float[Array, " B"],
+    next_value: Float[Array, " B"],
     reward: Float[Array, " B"],
     terminated: Bool[Array, " B"],
     *,
@@ -93,14 +95,18 @@ def td_error(
     munchausen: float,
     discount: float,
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """The TD error of Eq. 2 and its target, which passes no gradient on."""
+    """The TD error of Eq. 2 and its target.
+
+    What the error's gradient trains beside the policy and the value is the caller's to
+    say: IQ's `target_log_prob` and `next_value` are those of target networks.
+    """
     chex.assert_equal_shape(
-        [log_prob, value, target_log_prob, next_target_value, reward, terminated]
+        [log_prob, value, target_log_prob, next_value, reward, terminated]
     )
-    target = jax.lax.stop_gradient(
+    target = (
         reward
         + munchausen * temperature * target_log_prob
-        + discount * jnp.where(terminated, 0.0, next_target_value)
+        + discount * jnp.where(terminated, 0.0, next_value)
     )
     return target - (temperature * log_prob + value), target
 
@@ -119,6 +125,7 @@ class ImplicitQ(PolicyAgent):
         float | None
     )  # nats per action dimension; None: constant temperature
     munchausen: float
+    residual: bool  # bootstrap from the value network itself, and train it there too
     discount: float
     target_rate: float
 
@@ -127,23 +134,20 @@ class ImplicitQ(PolicyAgent):
         cls, config: Config, observation_size: int, action_size: int
     ) -> ImplicitQ:
         """Builds the networks and the optimizer that a config describes."""
+        policy = policies.make(config, action_size)
         return cls(
-            policy=Multicategorical(
-                network=networks.of_policy(config, action_size * config.num_bins),
-                action_size=action_size,
-                num_bins=config.num_bins,
-                advantage_scale=config.advantage_scale / action_size
-                if config.scaled_softmax
-                else None,
-            ),
+            policy=policy,
             value_network=networks.of_value(config),
             optimizer=optax.adam(learning_rate(config)),
             temperature_optimizer=optax.sgd(learning_rate(config)),
             average_rate=config.average_rate,
             observation_size=observation_size,
             temperature=config.temperature,
-            target_entropy=config.target_entropy * math.log(config.num_bins) or None,
+            target_entropy=policy.entropy_at(config.target_entropy)
+            if config.target_entropy
+            else None,
             munchausen=config.munchausen,
+            residual=config.algo in ("pcl", "trust_pcl"),
             discount=config.discounting,
             target_rate=config.target_rate,
         )
@@ -186,10 +190,12 @@ class ImplicitQ(PolicyAgent):
         target_params: Params,
         temperature: Float[Array, ""],
         batch: Transition,
+        key: PRNGKeyArray,
     ) -> tuple[Float[Array, ""], Statistics]:
-        """Eq. 2 over a batch [B] of normalized observations."""
+        """Eq. 2 over a batch [B] of normalized observations; `key` is consumed."""
+        target_params = jax.lax.stop_gradient(target_params)
         log_prob, entropy = self.policy.log_prob_and_entropy(
-            params.policy, batch.obs, batch.action, temperature
+            params.policy, batch.obs, batch.action, key, temperature
         )
         value = self.value(params.value, batch.obs)
         target_log_prob = jnp.zeros_like(log_prob)
@@ -197,11 +203,12 @@ class ImplicitQ(PolicyAgent):
             target_log_prob = self.policy.log_prob(
                 target_params.policy, batch.obs, batch.action, temperature
             )
+        bootstrap = params if self.residual else target_params
         error, target = td_error(
             log_prob,
             value,
             target_log_prob,
-            self.value(target_params.value, batch.next_obs),
+            self.value(bootstrap.value, batch.next_obs),
             batch.reward,
             batch.terminated,
             temperature=temperature,
@@ -225,12 +232,12 @@ class ImplicitQ(PolicyAgent):
     def update(
         self, learner: LearnerState, batch: Transition, key: PRNGKeyArray
     ) -> tuple[LearnerState, Statistics]:
-        del key  # V(s') is explicit: no next action is sampled
         gradients, statistics = jax.grad(self.loss, has_aux=True)(
             learner.params,
             learner.target_params,
             jnp.exp(learner.log_temperature),
             batch,
+            key,
         )
         params, opt_state = descend(
             self.optimizer, gradients, learner.opt_state, learner.params

@@ -27,7 +27,7 @@ from iqmjx import networks
 from iqmjx.agents.base import PolicyAgent, descend, learning_rate, polyak
 from iqmjx.config import Config
 from iqmjx.networks import MLP
-from iqmjx.policies import Share
+from iqmjx.policies.base import Share
 from iqmjx.policies.tanh_gaussian import TanhGaussian
 from iqmjx.replay import Transition
 
@@ -87,10 +87,7 @@ class SoftActorCritic(PolicyAgent):
     ) -> SoftActorCritic:
         """Builds the networks and the optimizer that a config describes."""
         return cls(
-            policy=TanhGaussian(
-                network=networks.of_policy(config, 2 * action_size),
-                action_size=action_size,
-            ),
+            policy=TanhGaussian.from_config(config, action_size),
             critic=networks.of_value(config),
             optimizer=optax.adam(learning_rate(config)),
             average_rate=config.average_rate,

@@ -2,81 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from iqmjx.config import Config
+from iqmjx.policies import autoregressive, flow, gaussian, multicategorical
+from iqmjx.policies.base import Policy
 
-from jaxtyping import Array, Float, PRNGKeyArray
+_CLASSES = {
+    "multicategorical": multicategorical.Multicategorical,
+    "autoregressive": autoregressive.Autoregressive,
+    "gaussian": gaussian.Gaussian,
+    "flow": flow.Flow,
+}
 
-Temperature = float | Float[Array, ""]
-"""A number, or a traced scalar."""
 
-Share = float | Float[Array, "*B"]
-"""Of the temperature, from 0 to 1; one for all, or one for each observation."""
-
-
-class Policy(Protocol):
-    """A distribution over actions given an observation, with parameters apart.
-
-    The temperature is an argument of every call: where the scaled softmax is used, it
-    shapes the distribution, and a change of it acts at once.
-    """
-
-    @property
-    def action_dtype(self) -> Any:
-        """The dtype of the actions that sample() returns and replay stores."""
-        ...
-
-    @property
-    def action_shape(self) -> tuple[int, ...]:
-        """The shape of one of them."""
-        ...
-
-    def init(self, key: PRNGKeyArray, observation_size: int) -> Any:
-        """Fresh parameters; `key` is consumed."""
-        ...
-
-    def log_prob(
-        self,
-        params: Any,
-        obs: Float[Array, "*B O"],
-        action: Array,
-        temperature: Temperature,
-    ) -> Float[Array, "*B"]:
-        """Log-probability of actions as they are stored in replay, in nats."""
-        ...
-
-    def log_prob_and_entropy(
-        self,
-        params: Any,
-        obs: Float[Array, "*B O"],
-        action: Array,
-        temperature: Temperature,
-    ) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
-        """`log_prob`, and the entropy of the distribution in nats, from one pass."""
-        ...
-
-    def sample(
-        self,
-        params: Any,
-        obs: Float[Array, "*B O"],
-        key: PRNGKeyArray,
-        temperature: Temperature,
-        share: Share = 1.0,
-    ) -> Array:
-        """Actions drawn from the distribution; `key` is consumed.
-
-        Below a share of 1 the distribution is sharper, as at that share of the
-        temperature: proportional to pi^(1 / share), the mode at 0.
-        """
-        ...
-
-    def mode(self, params: Any, obs: Float[Array, "*B O"]) -> Array:
-        """The most likely actions."""
-        ...
-
-    def random(self, key: PRNGKeyArray, batch: int) -> Array:
-        """Uniformly random actions [batch, *action_shape]; `key` is consumed."""
-        ...
-
-    def control(self, action: Array) -> Float[Array, "*B A"]:
-        """The point of [-1, 1]^A that a stored action stands for."""
-        ...
+def make(config: Config, action_size: int) -> Policy:
+    """Builds the policy class that `config.policy` names, for an IQ agent."""
+    return _CLASSES[config.policy].from_config(config, action_size)

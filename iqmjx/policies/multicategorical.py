@@ -8,14 +8,17 @@ bin indices, int8, all the way into replay.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8, PRNGKeyArray
 
+from iqmjx import networks
+from iqmjx.config import Config
 from iqmjx.networks import MLP
-from iqmjx.policies import Share, Temperature
+from iqmjx.policies.base import Share, Temperature
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +42,18 @@ class Multicategorical:
     action_size: int
     num_bins: int
     advantage_scale: float | None
+
+    @classmethod
+    def from_config(cls, config: Config, action_size: int) -> Multicategorical:
+        """The policy that a config describes."""
+        return cls(
+            network=networks.of_policy(config, action_size * config.num_bins),
+            action_size=action_size,
+            num_bins=config.num_bins,
+            advantage_scale=config.advantage_scale / action_size
+            if config.scaled_softmax
+            else None,
+        )
 
     @property
     def action_dtype(self) -> Any:
@@ -73,11 +88,17 @@ class Multicategorical:
         params: Any,
         obs: Float[Array, "*B O"],
         action: Int8[Array, "*B A"],
+        key: PRNGKeyArray,
         temperature: Temperature,
     ) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+        """`log_prob`, and the entropy in closed form."""
+        del key
         log_probs = self.log_probs(params, obs, temperature)
         entropy = -jnp.sum(jnp.exp(log_probs) * log_probs, axis=(-2, -1))
         return self._chosen(log_probs, action), entropy
+
+    def entropy_at(self, share: float) -> float:
+        return share * math.log(self.num_bins)
 
     def sample(
         self,

@@ -17,8 +17,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from iqmjx import networks
+from iqmjx.config import Config
 from iqmjx.networks import MLP
-from iqmjx.policies import Share
+from iqmjx.policies.base import Share
 
 _LOG_STD_RANGE = (-20.0, 2.0)
 
@@ -34,6 +36,11 @@ class TanhGaussian:
 
     network: MLP
     action_size: int
+
+    @classmethod
+    def from_config(cls, config: Config, action_size: int) -> TanhGaussian:
+        """The policy that a config describes."""
+        return cls(networks.of_policy(config, 2 * action_size), action_size)
 
     @property
     def action_dtype(self) -> Any:

@@ -1,0 +1,226 @@
+"""A normalizing flow over the action box (Sec. 4, after Ward et al. 2019).
+
+    a = f(u; s), u uniform on [-1, 1]^A, f a bijection of the box onto itself
+    log pi(a|s) = -A log 2 + log |d u / d a|
+
+f is a chain of coupling layers, each a rational-quadratic spline of half of the
+dimensions given the other half and the observation (Durkan et al. 2019), of flowjax.
+Actions are points of [-1, 1]^A, float32, in replay as well. The temperature plays no
+part in the distribution.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from iqmjx import networks
+from iqmjx.config import Config
+from iqmjx.networks import MLP
+from iqmjx.policies.base import Share, Temperature
+
+_CONTEXT = 64
+"""Width of the observation's context, and of each layer's hidden layer."""
+_LAYERS = 4
+_CANDIDATES = 64
+"""Latent points among which `mode` looks for the densest action."""
+
+
+@struct.dataclass
+class Params:
+    """The trained parameters."""
+
+    network: Any
+    flow: list[Array]  # leaves of flowjax's bijection
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Flow:
+    """Flow policy; implements `iqmjx.policies.Policy`.
+
+    Attributes:
+        network: maps observations to the context.
+        action_size: A.
+        num_bins: n, bins of each spline, and the scale of `entropy_at`.
+        zero_last_layer: start as the identity, a uniform policy.
+    """
+
+    network: MLP
+    action_size: int
+    num_bins: int
+    zero_last_layer: bool
+
+    @classmethod
+    def from_config(cls, config: Config, action_size: int) -> Flow:
+        """The policy that a config describes.
+
+        Raises:
+            ValueError: without flowjax, which is not installed by default.
+        """
+        try:
+            import flowjax  # noqa: F401
+        except ImportError as error:
+            raise ValueError(
+                f"--policy {config.policy}: needs flowjax: "
+                "pip install -c constraints.txt '.[flow]'"
+            ) from error
+        return cls(
+            network=networks.of_context(config, _CONTEXT),
+            action_size=action_size,
+            num_bins=config.num_bins,
+            zero_last_layer=config.zero_last_layer,
+        )
+
+    @property
+    def action_dtype(self) -> Any:
+        """float32."""
+        return jnp.float32
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """Shape of one stored action."""
+        return (self.action_size,)
+
+    def init(self, key: PRNGKeyArray, observation_size: int) -> Params:
+        network_key, flow_key = jax.random.split(key)
+        return Params(
+            network=self.network.init(network_key, jnp.zeros(observation_size)),
+            flow=jax.tree.leaves(self._partition(flow_key)[0]),
+        )
+
+    def log_prob(
+        self,
+        params: Params,
+        obs: Float[Array, "*B O"],
+        action: Float[Array, "*B A"],
+        temperature: Temperature,
+    ) -> Float[Array, "*B"]:
+        del temperature
+        return self.to_latent(params, self._context(params, obs), action)[1]
+
+    def log_prob_and_entropy(
+        self,
+        params: Params,
+        obs: Float[Array, "*B O"],
+        action: Float[Array, "*B A"],
+        key: PRNGKeyArray,
+        temperature: Temperature,
+    ) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+        """`log_prob`, and an estimate of the entropy: -log pi of an action of its own.
+
+        The estimate passes no gradient on.
+        """
+        del temperature
+        context = self._context(params, obs)
+        _, log_prob = self.to_latent(params, context, action)
+        fixed, context = jax.lax.stop_gradient((params, context))
+        _, own = self.from_latent(fixed, context, self.random(key, *obs.shape[:-1]))
+        return log_prob, -own
+
+    def entropy_at(self, share: float) -> float:
+        return share * math.log(self.num_bins) - math.log(self.num_bins / 2)
+
+    def sample(
+        self,
+        params: Params,
+        obs: Float[Array, "*B O"],
+        key: PRNGKeyArray,
+        temperature: Temperature,
+        share: Share = 1.0,
+    ) -> Float[Array, "*B A"]:
+        """Actions drawn from the distribution; `key` is consumed.
+
+        A flow has no sharper self: `share` is 1, and the config refuses a ladder.
+        """
+        del temperature, share
+        latent = self.random(key, *obs.shape[:-1])
+        return self.from_latent(params, self._context(params, obs), latent)[0]
+
+    def mode(self, params: Params, obs: Float[Array, "*B O"]) -> Float[Array, "*B A"]:
+        """The densest of the actions that a fixed set of latent points stands for.
+
+        An estimate: the mode has no closed form.
+        """
+        context = self._context(params, obs)[..., None, :]
+        shape = (*obs.shape[:-1], _CANDIDATES)
+        context = jnp.broadcast_to(context, (*shape, _CONTEXT))
+        latent = self.random(jax.random.key(0), _CANDIDATES)
+        latent = jnp.broadcast_to(latent, (*shape, self.action_size))
+        action, log_prob = self.from_latent(params, context, latent)
+        best = jnp.argmax(log_prob, -1)[..., None, None]
+        return jnp.take_along_axis(action, best, -2)[..., 0, :]
+
+    def random(self, key: PRNGKeyArray, *batch: int) -> Float[Array, "*batch A"]:
+        return jax.random.uniform(key, (*batch, self.action_size), minval=-1.0)
+
+    def control(self, action: Float[Array, "*B A"]) -> Float[Array, "*B A"]:
+        return action
+
+    def to_latent(self, params: Params, context, action):
+        """U of actions [*B, A], and their log-density [*B]."""
+        latent, log_det = self._map("inverse_and_log_det", params, context, action)
+        return latent, log_det - self.action_size * math.log(2)
+
+    def from_latent(self, params: Params, context, latent):
+        """Actions of u [*B, A], and their log-density [*B]."""
+        action, log_det = self._map("transform_and_log_det", params, context, latent)
+        return action, -log_det - self.action_size * math.log(2)
+
+    def _context(self, params: Params, obs) -> Float[Array, "*B C"]:
+        context: Any = self.network.apply(params.network, obs)
+        return context
+
+    def _map(self, direction: str, params: Params, context, points):
+        import equinox as eqx
+
+        trained, rest = self._template
+        flow = jax.tree.unflatten(jax.tree.structure(trained), params.flow)
+        apply = getattr(eqx.combine(flow, rest), direction)
+        batch = points.shape[:-1]
+        flat = [leaf.reshape(-1, leaf.shape[-1]) for leaf in (points, context)]
+        mapped, log_det = jax.vmap(apply)(*flat)
+        return mapped.reshape(points.shape), log_det.reshape(batch)
+
+    @functools.cached_property
+    def _template(self) -> tuple[Any, Any]:
+        with jax.ensure_compile_time_eval():  # it closes over arrays
+            return self._partition(jax.random.key(0))
+
+    def _partition(self, key: PRNGKeyArray) -> tuple[Any, Any]:
+        """Flowjax's bijection from u to actions: what is trained, and the rest."""
+        import equinox as eqx
+        from flowjax import bijections
+
+        def layer(key):
+            spline = bijections.RationalQuadraticSpline(knots=self.num_bins, interval=1)
+            coupling = bijections.Coupling(
+                key,
+                transformer=spline,
+                untransformed_dim=self.action_size // 2,
+                dim=self.action_size,
+                cond_dim=_CONTEXT,
+                nn_width=_CONTEXT,
+                nn_depth=1,
+            )
+            if self.zero_last_layer:
+                coupling = eqx.tree_at(
+                    lambda layer: (
+                        layer.conditioner.layers[-1].weight,
+                        layer.conditioner.layers[-1].bias,
+                    ),
+                    coupling,
+                    replace_fn=jnp.zeros_like,
+                )
+            # The halves change places: every dimension is transformed.
+            return bijections.Chain([coupling, bijections.Flip((self.action_size,))])
+
+        layers = eqx.filter_vmap(layer)(jax.random.split(key, _LAYERS))
+        bijection = bijections.Invert(bijections.Scan(layers))
+        return eqx.partition(bijection, eqx.is_inexact_array)

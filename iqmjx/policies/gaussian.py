@@ -1,0 +1,131 @@
+"""A Gaussian policy, the ablation of the paper's Sec. 6.
+
+    pi(a|s) = N(a; mean(s), diag(deviation(s)^2))
+
+With it the implicit advantage, temperature * log pi, is a quadratic of the action,
+which is all that IQ can then represent (Sec. 4). Actions are points of R^A, float32, in
+replay as well; an environment is given the nearest point of [-1, 1]^A.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from iqmjx import networks
+from iqmjx.config import Config
+from iqmjx.networks import MLP
+from iqmjx.policies.base import Share, Temperature
+
+_LOG_STD_RANGE = (-10.0, 2.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+    """Gaussian policy; implements `iqmjx.policies.Policy`.
+
+    Attributes:
+        network: maps observations to 2 * A outputs, means and log-deviations.
+        action_size: A.
+        num_bins: n, the scale of `entropy_at`.
+        advantage_scale: c of the scaled form, where the variance is temperature / c
+            times the network's: the advantage is then c times the network's quadratic,
+            in units of reward, at every temperature. None: the variance is the
+            network's.
+    """
+
+    network: MLP
+    action_size: int
+    num_bins: int
+    advantage_scale: float | None
+
+    @classmethod
+    def from_config(cls, config: Config, action_size: int) -> Gaussian:
+        """The policy that a config describes."""
+        return cls(
+            network=networks.of_policy(config, 2 * action_size),
+            action_size=action_size,
+            num_bins=config.num_bins,
+            advantage_scale=config.advantage_scale / action_size
+            if config.scaled_softmax
+            else None,
+        )
+
+    @property
+    def action_dtype(self) -> Any:
+        """float32."""
+        return jnp.float32
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """Shape of one stored action."""
+        return (self.action_size,)
+
+    def init(self, key: PRNGKeyArray, observation_size: int) -> Any:
+        return self.network.init(key, jnp.zeros(observation_size))
+
+    def log_prob(
+        self,
+        params: Any,
+        obs: Float[Array, "*B O"],
+        action: Float[Array, "*B A"],
+        temperature: Temperature,
+    ) -> Float[Array, "*B"]:
+        return _log_density(*self._moments(params, obs, temperature), action)
+
+    def log_prob_and_entropy(
+        self,
+        params: Any,
+        obs: Float[Array, "*B O"],
+        action: Float[Array, "*B A"],
+        key: PRNGKeyArray,
+        temperature: Temperature,
+    ) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+        """`log_prob`, and the entropy in closed form."""
+        del key
+        mean, log_std = self._moments(params, obs, temperature)
+        entropy = jnp.sum(log_std + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
+        return _log_density(mean, log_std, action), entropy
+
+    def entropy_at(self, share: float) -> float:
+        return share * math.log(self.num_bins) - math.log(self.num_bins / 2)
+
+    def sample(
+        self,
+        params: Any,
+        obs: Float[Array, "*B O"],
+        key: PRNGKeyArray,
+        temperature: Temperature,
+        share: Share = 1.0,
+    ) -> Float[Array, "*B A"]:
+        mean, log_std = self._moments(params, obs, temperature)
+        noise = jax.random.normal(key, mean.shape)
+        noise *= jnp.sqrt(jnp.broadcast_to(share, obs.shape[:-1]))[..., None]
+        return mean + jnp.exp(log_std) * noise
+
+    def mode(self, params: Any, obs: Float[Array, "*B O"]) -> Float[Array, "*B A"]:
+        return self._moments(params, obs, 1.0)[0]
+
+    def random(self, key: PRNGKeyArray, batch: int) -> Float[Array, "batch A"]:
+        return jax.random.uniform(key, (batch, self.action_size), minval=-1.0)
+
+    def control(self, action: Float[Array, "*B A"]) -> Float[Array, "*B A"]:
+        return jnp.clip(action, -1.0, 1.0)
+
+    def _moments(self, params, obs, temperature):
+        outputs: Any = self.network.apply(params, obs)
+        mean, log_std = jnp.split(outputs, 2, axis=-1)
+        if self.advantage_scale is not None:
+            log_std += 0.5 * jnp.log(temperature / self.advantage_scale)
+        return mean, jnp.clip(log_std, *_LOG_STD_RANGE)
+
+
+def _log_density(mean, log_std, action) -> Float[Array, "*B"]:
+    scaled = (action - mean) * jnp.exp(-log_std)
+    terms = -0.5 * (jnp.square(scaled) + math.log(2 * math.pi)) - log_std
+    return jnp.sum(terms, axis=-1)

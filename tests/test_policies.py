@@ -1,0 +1,283 @@
+"""Each policy class against enumeration, quadrature and its own samples."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from iqmjx import agents, policies
+from tests import toys
+
+pytestmark = pytest.mark.usefixtures("no_rank_promotion")
+
+OBS = 4
+CLASSES = ("multicategorical", "autoregressive", "gaussian", "flow")
+
+
+def make(name, action_size=2, **changes):
+    settings = {"num_bins": 5, "hidden_sizes": (16,), "zero_last_layer": False}
+    config = toys.config(policy=name, **settings | changes)
+    return policies.make(config, action_size)
+
+
+def trained(policy, spread=0.15):
+    """Parameters away from where they begin."""
+    leaves, tree = jax.tree.flatten(policy.init(jax.random.key(0), OBS))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [
+        leaf + spread * jax.random.normal(key, leaf.shape)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(tree, noisy)
+
+
+def every_action(action_size, num_bins):
+    rows = list(itertools.product(range(num_bins), repeat=action_size))
+    return jnp.asarray(rows, jnp.int8)
+
+
+def repeated(obs, count):
+    return jnp.tile(obs, (count, 1))
+
+
+@pytest.mark.parametrize("name", CLASSES[:2])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_probabilities_add_up_and_the_soft_value_identity_holds(name, scaled):
+    """sum pi = 1, and temperature logsumexp(Q / temperature) = V, over 5^3 actions."""
+    policy = make(name, 3, scaled_softmax=scaled, advantage_scale=3.0)
+    params, temperature = trained(policy), 0.3
+    obs = jax.random.normal(jax.random.key(5), (OBS,))
+    every = every_action(3, 5)
+    log_prob = policy.log_prob(params, repeated(obs, 125), every, temperature)
+    assert np.std(log_prob) > 0.1
+    np.testing.assert_allclose(jnp.exp(log_prob).sum(), 1, atol=1e-6)
+    value = 1.7
+    q = temperature * log_prob + value
+    soft = temperature * jax.nn.logsumexp(q / temperature)
+    np.testing.assert_allclose(soft, value, atol=1e-6)
+
+
+def test_autoregressive_log_prob_is_the_product_of_its_conditionals():
+    policy = make("autoregressive", 3)
+    params = trained(policy)
+    obs = jax.random.normal(jax.random.key(5), (OBS,))
+    every = every_action(3, 5)
+    joint = np.exp(policy.log_prob(params, repeated(obs, 125), every, 0.1))
+    joint = joint.reshape(5, 5, 5)
+    conditionals = np.exp(policy.log_probs(params, repeated(obs, 125), every, 0.1))
+    conditionals = conditionals.reshape(5, 5, 5, 3, 5)
+    first, pair = joint.sum((1, 2)), joint.sum(2)
+    for a, b, c in itertools.product(range(5), repeat=3):
+        found = conditionals[a, b, c]
+        np.testing.assert_allclose(found[0], first, atol=1e-5)
+        np.testing.assert_allclose(found[1], pair[a] / first[a], atol=1e-5)
+        np.testing.assert_allclose(found[2], joint[a, b] / pair[a, b], atol=1e-5)
+    assert np.abs(pair / first[:, None] - pair.sum(0)).max() > 0.05  # dependent
+
+
+@pytest.mark.parametrize("name", CLASSES[:2])
+def test_discrete_samples_follow_the_joint_distribution(name):
+    """Chi-square over all 25 actions; 24 degrees, 99.99%."""
+    policy = make(name)
+    params = trained(policy)
+    obs = jax.random.normal(jax.random.key(5), (OBS,))
+    many = repeated(obs, 40_000)
+    samples = np.asarray(policy.sample(params, many, jax.random.key(6), 0.1), int)
+    counts = np.bincount(samples @ [5, 1], minlength=25)
+    log_prob = policy.log_prob(params, many[:25], every_action(2, 5), 0.1)
+    expected = 40_000 * np.exp(log_prob)
+    assert np.sum((counts - expected) ** 2 / expected) < 60.4
+    assert expected.min() > 5
+
+
+def test_gaussian_samples_follow_the_normal_distribution():
+    """Their probability integral transform is uniform: chi-square over 10 cells."""
+    policy = make("gaussian")
+    params = trained(policy)
+    obs = jax.random.normal(jax.random.key(5), (OBS,))
+    many = repeated(obs, 20_000)
+    action = np.asarray(policy.sample(params, many, jax.random.key(6), 0.1))
+    mean = np.asarray(policy.mode(params, obs))
+    # The deviation from the density at the mean: log pi = -sum(log std) - log(2 pi).
+    at_mean = [
+        policy.log_prob(params, obs, jnp.asarray(mean + shift), 0.1)
+        for shift in np.array([[0.0, 0.0], [0.1, 0.0], [0.0, 0.1]])
+    ]
+    std = np.sqrt(0.01 / (2 * (at_mean[0] - np.array(at_mean[1:]))))
+    np.testing.assert_allclose(at_mean[0], -np.log(std).sum() - np.log(2 * np.pi), 1e-3)
+    uniform = scipy.stats.norm.cdf(action, mean, std)
+    for dimension in range(2):
+        counts = np.histogram(uniform[:, dimension], 10, (0, 1))[0]
+        assert np.sum((counts - 2000) ** 2 / 2000) < 33.7  # 9 degrees, 99.99%
+
+
+def test_flow_samples_follow_its_density():
+    """Chi-square over a 6 x 6 grid, each cell's mass by quadrature."""
+    policy = make("flow")
+    params = trained(policy, 0.06)
+    obs = jax.random.normal(jax.random.key(5), (OBS,))
+    fine = (np.arange(240) + 0.5) / 120 - 1
+    points = jnp.asarray(list(itertools.product(fine, fine)), jnp.float32)
+    density = jax.jit(policy.log_prob)(params, repeated(obs, len(points)), points, 0.1)
+    mass = np.exp(density).reshape(6, 40, 6, 40).sum((1, 3)) / 120**2
+    many = repeated(obs, 20_000)
+    action = np.asarray(jax.jit(policy.sample)(params, many, jax.random.key(6), 0.1))
+    counts = np.histogram2d(*action.T, bins=6, range=[[-1, 1]] * 2)[0]
+    assert np.sum((counts - 20_000 * mass) ** 2 / (20_000 * mass)) < 77  # 35 degrees
+    assert mass.max() > 2 * mass.min() > 0
+
+
+@pytest.mark.parametrize("action_size", [1, 2])
+def test_flow_density_integrates_to_one(action_size):
+    policy = make("flow", action_size)
+    params = trained(policy, 0.06)
+    obs = jax.random.normal(jax.random.key(5), (OBS,))
+    fine = (np.arange(400) + 0.5) / 200 - 1
+    points = jnp.asarray(list(itertools.product(fine, repeat=action_size)), jnp.float32)
+    density = jax.jit(policy.log_prob)(params, repeated(obs, len(points)), points, 0.1)
+    total = np.exp(np.asarray(density, float)).sum() / 200**action_size
+    np.testing.assert_allclose(total, 1, atol=1e-3)
+    assert np.std(density) > 0.1
+
+
+def test_flow_inverse_returns_its_input_and_the_same_density():
+    policy = make("flow", 3)
+    params = trained(policy, 0.06)
+    obs = jax.random.normal(jax.random.key(5), (200, OBS))
+    context = policy.network.apply(params.network, obs)
+    latent = policy.random(jax.random.key(6), 200)
+    action, density = policy.from_latent(params, context, latent)
+    back, again = policy.to_latent(params, context, action)
+    assert (jnp.abs(action) <= 1).all() and jnp.abs(action - latent).max() > 0.1
+    np.testing.assert_allclose(back, latent, atol=2e-4)
+    np.testing.assert_allclose(again, density, atol=2e-3)
+
+
+def test_the_gaussian_s_implied_advantage_is_quadratic():
+    """temperature log pi fitted by 1, a_i, a_i^2: the residual is rounding."""
+    policy = make("gaussian", 3)
+    params = trained(policy)
+    obs = jax.random.normal(jax.random.key(5), (OBS,))
+    actions = policy.random(jax.random.key(6), 500)
+    advantage = 0.1 * policy.log_prob(params, repeated(obs, 500), actions, 0.1)
+    features = np.column_stack([np.ones(500), actions, np.square(actions)])
+    _, residual, rank, _ = np.linalg.lstsq(features, np.asarray(advantage, float))
+    assert rank == 7 and np.sqrt(residual / 500) < 1e-4 < np.std(advantage)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_scaled_gaussian_advantages_do_not_change_with_the_temperature(scaled):
+    """temperature log pi(a) - temperature log pi(mean) is the same at 0.1 and 1."""
+    policy = make("gaussian", 3, scaled_softmax=scaled, advantage_scale=3.0)
+    params = trained(policy)
+    obs = repeated(jax.random.normal(jax.random.key(5), (OBS,)), 20)
+    actions = policy.random(jax.random.key(6), 20)
+
+    def advantage(temperature):
+        at_mode = policy.log_prob(params, obs, policy.mode(params, obs), temperature)
+        return temperature * (
+            policy.log_prob(params, obs, actions, temperature) - at_mode
+        )
+
+    assert np.allclose(advantage(0.1), advantage(1.0), rtol=1e-3) == scaled
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_entropy_is_the_mean_of_minus_log_pi(name):
+    policy = make(name)
+    params = trained(policy)
+    obs = jax.random.normal(jax.random.key(5), (OBS,))
+    many = repeated(obs, 20_000)
+    action = policy.sample(params, many, jax.random.key(6), 0.1)
+    log_prob, entropy = jax.jit(policy.log_prob_and_entropy)(
+        params, many, action, jax.random.key(7), 0.1
+    )
+    np.testing.assert_allclose(
+        log_prob, policy.log_prob(params, many, action, 0.1), atol=1e-5
+    )
+    error = np.std(log_prob) / 20_000**0.5
+    np.testing.assert_allclose(entropy.mean(), -log_prob.mean(), atol=6 * error)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_mode_is_denser_than_samples(name):
+    policy = make(name)
+    params = trained(policy)
+    obs = jax.random.normal(jax.random.key(5), (300, OBS))
+    mode = policy.log_prob(params, obs, policy.mode(params, obs), 0.1)
+    sample = policy.sample(params, obs, jax.random.key(6), 0.1)
+    sampled = policy.log_prob(params, obs, sample, 0.1)
+    assert (mode >= sampled - 1e-4).mean() > 0.9  # two are estimates
+
+
+@pytest.mark.parametrize("name", CLASSES[1:3])
+def test_a_share_of_the_temperature_sharpens_down_to_the_mode(name):
+    policy = make(name)
+    params = trained(policy)
+    obs = repeated(jax.random.normal(jax.random.key(5), (OBS,)), 3000)
+    share = jnp.asarray([0.0, 0.25, 1.0] * 1000)
+    action = policy.sample(params, obs, jax.random.key(6), 0.1, share)
+    assert (action[::3] == policy.mode(params, obs[::3])).all()
+    log_prob = policy.log_prob(params, obs, action, 0.1)
+    assert log_prob[1::3].mean() > log_prob[2::3].mean() + 0.05
+
+
+def test_a_share_narrows_the_gaussian_by_its_root():
+    policy = make("gaussian")
+    params = trained(policy)
+    obs = repeated(jax.random.normal(jax.random.key(5), (OBS,)), 20_000)
+    share = jnp.asarray([0.25, 1.0] * 10_000)
+    action = policy.sample(params, obs, jax.random.key(6), 0.1, share)
+    ratio = action[::2].std(0) / action[1::2].std(0)
+    np.testing.assert_allclose(ratio, 0.5, rtol=0.04)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_zero_last_layer_starts_as_uniform_play(name):
+    """The Gaussian has none: it starts centred, whatever the observation."""
+    policy = make(name, zero_last_layer=True)
+    params = policy.init(jax.random.key(0), OBS)
+    obs = jax.random.normal(jax.random.key(5), (50, OBS))
+    action = policy.random(jax.random.key(6), 50)
+    log_prob = policy.log_prob(params, obs, action, 0.1)
+    if name == "gaussian":
+        assert (policy.mode(params, obs) == 0).all()
+    else:
+        uniform = -2 * np.log(5 if name in CLASSES[:2] else 2)
+        np.testing.assert_allclose(log_prob, uniform, atol=1e-5)
+
+
+def test_entropy_targets_mean_the_same_for_bins_and_densities():
+    """n bins of width 2 / n: a density's entropy is the bins' plus log(2 / n)."""
+    bins, density = make("autoregressive"), make("flow")
+    for share in (0.0, 0.3, 1.0):
+        shift = bins.entropy_at(share) - density.entropy_at(share)
+        np.testing.assert_allclose(shift, np.log(5 / 2))
+    assert bins.entropy_at(1.0) == make("multicategorical").entropy_at(1.0) == np.log(5)
+    np.testing.assert_allclose(make("gaussian").entropy_at(1.0), np.log(2))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"policy": "tanh_gaussian"}, "--policy tanh_gaussian: --algo iq takes multi"),
+        ({"algo": "sac", "policy": "flow"}, "--policy flow: --algo sac takes tanh_g"),
+        ({"policy": "normal"}, "--policy normal: choose one of multicategorical, auto"),
+        (
+            {"policy": "flow", "lowest_sampling_temperature": 0.5},
+            "--lowest_sampling_temperature 0.5: --policy flow takes 1 alone",
+        ),
+    ],
+)
+def test_policies_that_do_not_fit_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        toys.config(**given)
+
+
+def test_flow_without_its_library_names_the_fix(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "flowjax", None)
+    with pytest.raises(ValueError, match=r"--policy flow: needs flowjax: .*\[flow\]"):
+        agents.make(toys.config(policy="flow"), 3, 2)
