@@ -1,4 +1,4 @@
-"""Each policy class on a bandit whose dimensions must agree (launch/coordination.py)."""
+"""Policy classes on a bandit whose dimensions must agree."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,8 @@
 """Each policy class against enumeration, quadrature and its own samples."""
 
+import functools
 import itertools
+import time
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +78,25 @@ def test_autoregressive_log_prob_is_the_product_of_its_conditionals():
         np.testing.assert_allclose(found[1], pair[a] / first[a], atol=1e-5)
         np.testing.assert_allclose(found[2], joint[a, b] / pair[a, b], atol=1e-5)
     assert np.abs(pair / first[:, None] - pair.sum(0)).max() > 0.05  # dependent
+
+
+def test_autoregressive_log_prob_costs_at_most_three_times_the_independent_one():
+    """A Humanoid's: 348 observations, 17 dimensions of 11 bins, 4096 actions."""
+    obs = jax.random.normal(jax.random.key(5), (4096, 348))
+    calls = []
+    for name in CLASSES[:2]:
+        policy = make(name, 17, num_bins=11, hidden_sizes=(256, 256))
+        params = policy.init(jax.random.key(0), 348)
+        action = policy.random(jax.random.key(6), 4096)
+        log_prob = jax.jit(policy.log_prob)
+        calls.append(functools.partial(log_prob, params, obs, action, 0.1))
+    seconds = [[], []]
+    for _ in range(15):  # in turns: a slow spell of the machine falls on both
+        for call, times in zip(calls, seconds, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            times.append(time.perf_counter() - start)
+    assert min(seconds[1]) <= 3 * min(seconds[0])
 
 
 @pytest.mark.parametrize("name", CLASSES[:2])
