@@ -192,13 +192,14 @@ def draw(policies: dict[str, Learned], path: Path) -> None:
 
     figure, axes = plt.subplots(1, 5, figsize=(13, 3), layout="constrained")
     box = grid("flow")
-    panels = {"reward": (box, reward(box.points))}
-    panels |= {name: tuple(learned) for name, learned in policies.items()}
-    for axis, (name, (where, values)) in zip(axes, panels.items(), strict=True):
-        side = round(len(values) ** 0.5)
-        reach = np.abs(where.points).max()
+    panels = {"reward": Learned(box, reward(box.points))} | policies
+    for axis, (name, panel) in zip(axes, panels.items(), strict=True):
+        side = round(len(panel.probability) ** 0.5)
+        reach = np.abs(panel.grid.points).max()
         axis.imshow(
-            values.reshape(side, side).T, origin="lower", extent=(-reach, reach) * 2
+            panel.probability.reshape(side, side).T,
+            origin="lower",
+            extent=(-reach, reach) * 2,
         )
         axis.set(title=name, xlim=(-1, 1), ylim=(-1, 1), xlabel="first dimension")
     axes[0].set_ylabel("second dimension")

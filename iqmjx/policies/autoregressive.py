@@ -222,7 +222,7 @@ class Autoregressive:
 
     def _activate(self, hidden):
         if self.network.layer_norm:
-            hidden = nn.LayerNorm(use_bias=False, use_scale=False).apply({}, hidden)
+            hidden = jax.nn.standardize(hidden, epsilon=1e-6)
         return nn.relu(hidden)
 
     def _normalize(self, outputs, temperature):
