@@ -57,12 +57,6 @@ class Config:
         2**17,
         "Transitions over which the share of random actions falls from 1 to 0.",
     )
-    lowest_sampling_temperature: float = _setting(
-        1.0,
-        "Share of the policy's temperature at which the first world samples actions; "
-        "it rises evenly to 1 at the last world. 0: the first plays the policy's mode; "
-        "1: all worlds sample the policy itself.",
-    )
     max_replay_size: int = _setting(
         2**20, "C, replay capacity in transitions; a multiple of num_envs."
     )
@@ -153,9 +147,6 @@ class Config:
         if (self.algo == "sac") != (self.policy == "tanh_gaussian"):
             mine = "tanh_gaussian" if self.algo == "sac" else ", ".join(POLICIES[:-1])
             _refuse("policy", self.policy, f"--algo {self.algo} takes {mine}")
-        if self.policy == "flow" and self.lowest_sampling_temperature < 1:
-            name = "lowest_sampling_temperature"
-            _refuse(name, getattr(self, name), "--policy flow takes 1 alone")
         if self.algo == "sac" and (self.munchausen or self.target_entropy):
             name = "munchausen" if self.munchausen else "target_entropy"
             _refuse(name, getattr(self, name), "--algo sac does not have it: give 0")
@@ -171,7 +162,6 @@ class Config:
             "target_rate",
             "average_rate",
             "target_entropy",
-            "lowest_sampling_temperature",
         ):
             if not 0 <= getattr(self, name) <= 1:
                 _refuse(name, getattr(self, name), "give a number from 0 to 1")

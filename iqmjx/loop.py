@@ -140,8 +140,7 @@ def _act(setup: Setup, state: TrainState, key: PRNGKeyArray) -> Array:
     """Actions [N, ...]: each world's uniform with probability epsilon, else sampled.
 
     Epsilon falls linearly from 1 to 0 while replay fills to exploration_steps; until
-    min_replay_size it stays 1. The share of the
-    temperature to sample at rises evenly over the worlds, from the lowest to 1.
+    min_replay_size it stays 1.
     """
     config, size = setup.config, state.replay.size
     random_key, policy_key, choice_key = jax.random.split(key, 3)
@@ -149,9 +148,7 @@ def _act(setup: Setup, state: TrainState, key: PRNGKeyArray) -> Array:
     epsilon = jnp.where(size < config.min_replay_size, 1.0, epsilon)
     obs = observe(setup, state.normalizer, state.envs.obs)
     random = setup.agent.act_random(random_key, config.num_envs)
-    below_last = jnp.arange(config.num_envs)[::-1] / max(config.num_envs - 1, 1)
-    share = 1 - (1 - config.lowest_sampling_temperature) * below_last
-    sampled = setup.agent.act(state.learner, obs, policy_key, share)
+    sampled = setup.agent.act(state.learner, obs, policy_key)
     explore = jax.random.uniform(choice_key, (config.num_envs,)) < epsilon
     explore = explore.reshape(-1, *[1] * (sampled.ndim - 1))
     return jnp.where(explore, random, sampled)

@@ -57,10 +57,6 @@ def test_paper_preset_is_the_paper():
         ({"advantage_scale": 0.0}, "--advantage_scale 0.0: give a number above 0"),
         ({"value_scale": 0.0}, "--value_scale 0.0: give a number above 0"),
         ({"temperature": -0.1}, "--temperature -0.1"),
-        (
-            {"lowest_sampling_temperature": 1.5},
-            "--lowest_sampling_temperature 1.5: give a number from 0 to 1",
-        ),
         ({"temperature": float("nan")}, "--temperature nan"),
         ({"munchausen": 1.5}, "--munchausen 1.5: .*0 to 1"),
         ({"munchausen": -0.5}, "--munchausen"),

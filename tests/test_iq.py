@@ -155,22 +155,6 @@ def test_samples_follow_the_distribution():
         assert np.sum((counts - expected) ** 2 / expected) < 23.5  # 4 degrees
 
 
-@pytest.mark.parametrize("scale", [None, 2.0])
-def test_a_share_of_the_temperature_sharpens_the_distribution(scale):
-    """Share 1/2: the squared probabilities, normalized; 0: the mode; in one batch."""
-    policy = Multicategorical(MLP((8,), 2 * 5), 2, 5, scale)
-    params = policy.init(jax.random.key(0), OBS)
-    obs = jnp.tile(jax.random.normal(jax.random.key(1), (OBS,)), (20_000, 1))
-    share = jnp.asarray([0.5, 0.0] * 10_000)
-    samples = policy.sample(params, obs, jax.random.key(2), 1.0, share)
-    squared = np.exp(2 * np.asarray(policy.log_probs(params, obs[0], 1.0)))
-    for dimension in range(2):
-        counts = np.bincount(np.asarray(samples[::2, dimension]), minlength=5)
-        expected = 10_000 * squared[dimension] / squared[dimension].sum()
-        assert np.sum((counts - expected) ** 2 / expected) < 23.5
-    assert (samples[1::2] == policy.mode(params, obs[1::2])).all()
-
-
 def test_control_spans_the_box_with_both_ends():
     policy = Multicategorical(MLP((4,), 11), 1, 11, advantage_scale=1.0)
     bins = jnp.arange(11, dtype=jnp.int8)[:, None]

@@ -126,7 +126,7 @@ def test_random_actions_fade_out_over_exploration_steps():
     )
 
     class Zero(type(setup.agent)):
-        def act(self, learner, obs, key, share):
+        def act(self, learner, obs, key):
             return jnp.zeros((64, 2), jnp.int8)  # what random play seldom does
 
     fields = dataclasses.fields(setup.agent)
@@ -139,32 +139,6 @@ def test_random_actions_fade_out_over_exploration_steps():
     np.testing.assert_allclose(random.mean(), expected.mean(), atol=0.08)
     state, _ = loop.train_chunk(setup, state)  # the whole ring anew
     assert (state.replay.data.action == 0).all()
-
-
-@pytest.mark.parametrize(
-    ("num_envs", "lowest", "shares"),
-    [(5, 0.0, [0, 25, 50, 75, 100]), (3, 0.5, [50, 75, 100]), (1, 0.0, [100])],
-)
-def test_the_share_of_the_temperature_rises_over_the_worlds(num_envs, lowest, shares):
-    setup = toys.toy_setup(
-        toys.Commanded(),
-        num_envs=num_envs,
-        lowest_sampling_temperature=lowest,
-        min_replay_size=1,
-        max_replay_size=512 // num_envs * num_envs,
-    )
-
-    class Tell(type(setup.agent)):
-        def act(self, learner, obs, key, share):
-            return jnp.tile(100 * share[:, None], 2).astype(jnp.int8)
-
-    fields = dataclasses.fields(setup.agent)
-    agent = Tell(**{field.name: getattr(setup.agent, field.name) for field in fields})
-    state, _ = loop.train_chunk(
-        loop.Setup(setup.config, setup.env, agent), begin(setup)
-    )
-    last = state.replay.data.action[3 * num_envs : 4 * num_envs, 0]
-    assert last.tolist() == shares
 
 
 @pytest.mark.parametrize(

@@ -234,28 +234,6 @@ def test_the_mode_is_denser_than_samples(name):
     assert (mode >= sampled - 1e-4).mean() > 0.9  # two are estimates
 
 
-@pytest.mark.parametrize("name", CLASSES[1:3])
-def test_a_share_of_the_temperature_sharpens_down_to_the_mode(name):
-    policy = make(name)
-    params = trained(policy)
-    obs = repeated(jax.random.normal(jax.random.key(5), (OBS,)), 3000)
-    share = jnp.asarray([0.0, 0.25, 1.0] * 1000)
-    action = policy.sample(params, obs, jax.random.key(6), 0.1, share)
-    assert (action[::3] == policy.mode(params, obs[::3])).all()
-    log_prob = policy.log_prob(params, obs, action, 0.1)
-    assert log_prob[1::3].mean() > log_prob[2::3].mean() + 0.05
-
-
-def test_a_share_narrows_the_gaussian_by_its_root():
-    policy = make("gaussian")
-    params = trained(policy)
-    obs = repeated(jax.random.normal(jax.random.key(5), (OBS,)), 20_000)
-    share = jnp.asarray([0.25, 1.0] * 10_000)
-    action = policy.sample(params, obs, jax.random.key(6), 0.1, share)
-    ratio = action[::2].std(0) / action[1::2].std(0)
-    np.testing.assert_allclose(ratio, 0.5, rtol=0.04)
-
-
 @pytest.mark.parametrize("name", CLASSES)
 def test_zero_last_layer_starts_as_uniform_play(name):
     """The Gaussian has none: it starts centred, whatever the observation."""
@@ -287,10 +265,6 @@ def test_entropy_targets_mean_the_same_for_bins_and_densities():
         ({"policy": "tanh_gaussian"}, "--policy tanh_gaussian: --algo iq takes multi"),
         ({"algo": "sac", "policy": "flow"}, "--policy flow: --algo sac takes tanh_g"),
         ({"policy": "normal"}, "--policy normal: choose one of multicategorical, auto"),
-        (
-            {"policy": "flow", "lowest_sampling_temperature": 0.5},
-            "--lowest_sampling_temperature 0.5: --policy flow takes 1 alone",
-        ),
     ],
 )
 def test_policies_that_do_not_fit_are_refused(given, message):

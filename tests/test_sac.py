@@ -157,18 +157,6 @@ def test_actions_stay_inside_and_the_mode_is_the_squashed_mean():
     assert random.min() < -0.99 and random.max() > 0.99 and abs(random.mean()) < 0.05
 
 
-def test_a_share_of_the_temperature_narrows_the_gaussian():
-    """Share 1/4: half the deviation, since density^4 has a quarter of the variance."""
-    policy = TanhGaussian(MLP((8,), 4), 2)
-    params = policy.init(jax.random.key(0), 3)
-    obs = jnp.tile(jax.random.normal(jax.random.key(1), (3,)), (20_000, 1))
-    share = jnp.asarray([0.25, 0.0, 1.0, 1.0] * 5_000)
-    action = policy.sample(params, obs, jax.random.key(2), share)
-    deviation = [np.arctanh(action[start::4]).std(0) for start in (0, 2)]
-    np.testing.assert_allclose(deviation[0], deviation[1] / 2, rtol=0.04)
-    np.testing.assert_allclose(action[1::4], policy.mode(params, obs[1::4]), atol=1e-6)
-
-
 def test_critics_differ_at_the_start_and_equal_their_targets():
     agent = agents.make(toys.config(algo="sac"), 3, 2)
     learner = agent.init(jax.random.key(0))

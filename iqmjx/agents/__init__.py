@@ -8,7 +8,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from iqmjx.agents import iq, sac
 from iqmjx.config import Config
-from iqmjx.policies.base import Share
 from iqmjx.replay import Transition
 
 
@@ -33,17 +32,8 @@ class Agent(Protocol):
         """Fresh learner state; `key` is consumed."""
         ...
 
-    def act(
-        self,
-        learner: Any,
-        obs: Float[Array, "N O"],
-        key: PRNGKeyArray,
-        share: Share = 1.0,
-    ) -> Array:
-        """Samples actions from the policy; `key` is consumed.
-
-        Each at a share of the policy's temperature (iqmjx.policies.Policy.sample).
-        """
+    def act(self, learner: Any, obs: Float[Array, "N O"], key: PRNGKeyArray) -> Array:
+        """Samples actions from the policy; `key` is consumed."""
         ...
 
     def act_greedy(self, learner: Any, obs: Float[Array, "N O"]) -> Array:

@@ -38,7 +38,7 @@ from iqmjx import networks, policies
 from iqmjx.agents.base import PolicyAgent, descend, learning_rate, polyak
 from iqmjx.config import Config
 from iqmjx.networks import MLP
-from iqmjx.policies.base import Policy, Share, Temperature
+from iqmjx.policies.base import Policy, Temperature
 from iqmjx.replay import Transition
 
 _ENTROPY_SLACK = 0.1
@@ -170,14 +170,10 @@ class ImplicitQ(PolicyAgent):
         )
 
     def act(
-        self,
-        learner: LearnerState,
-        obs: Float[Array, "N O"],
-        key: PRNGKeyArray,
-        share: Share = 1.0,
+        self, learner: LearnerState, obs: Float[Array, "N O"], key: PRNGKeyArray
     ) -> Array:
         temperature = jnp.exp(learner.log_temperature)
-        return self.policy.sample(learner.params.policy, obs, key, temperature, share)
+        return self.policy.sample(learner.params.policy, obs, key, temperature)
 
     def value(self, params: Any, obs: Float[Array, "*B O"]) -> Float[Array, "*B"]:
         """V(s)."""

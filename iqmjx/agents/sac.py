@@ -27,7 +27,6 @@ from iqmjx import networks
 from iqmjx.agents.base import PolicyAgent, descend, learning_rate, polyak
 from iqmjx.config import Config
 from iqmjx.networks import MLP
-from iqmjx.policies.base import Share
 from iqmjx.policies.tanh_gaussian import TanhGaussian
 from iqmjx.replay import Transition
 
@@ -113,13 +112,9 @@ class SoftActorCritic(PolicyAgent):
         )
 
     def act(
-        self,
-        learner: LearnerState,
-        obs: Float[Array, "N O"],
-        key: PRNGKeyArray,
-        share: Share = 1.0,
+        self, learner: LearnerState, obs: Float[Array, "N O"], key: PRNGKeyArray
     ) -> Array:
-        return self.policy.sample(learner.params.policy, obs, key, share)
+        return self.policy.sample(learner.params.policy, obs, key)
 
     def q_values(
         self,

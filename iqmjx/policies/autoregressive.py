@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int8, PRNGKeyArray
 from iqmjx import networks
 from iqmjx.config import Config
 from iqmjx.networks import MLP
-from iqmjx.policies.base import Share, Temperature
+from iqmjx.policies.base import Temperature
 
 _CONTEXT = 64
 """Width of c."""
@@ -149,15 +149,8 @@ class Autoregressive:
         obs: Float[Array, "*B O"],
         key: PRNGKeyArray,
         temperature: Temperature,
-        share: Share = 1.0,
     ) -> Int8[Array, "*B A"]:
-        """Actions drawn from the distribution; `key` is consumed.
-
-        Below a share of 1 each conditional is sharper, not the product of them: what
-        was drawn before is not drawn with regard to what follows.
-        """
         noise = self._noise(key, obs)
-        noise *= jnp.broadcast_to(share, obs.shape[:-1])[..., None, None]
         return self._draw(params, self._context(params, obs), noise, temperature)[0]
 
     def mode(self, params: Params, obs: Float[Array, "*B O"]) -> Int8[Array, "*B A"]:

@@ -9,9 +9,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 Temperature = float | Float[Array, ""]
 """A number, or a traced scalar."""
 
-Share = float | Float[Array, "*B"]
-"""Of the temperature, from 0 to 1; one for all, or one for each observation."""
-
 
 class Policy(Protocol):
     """A distribution over actions given an observation, with parameters apart.
@@ -74,13 +71,8 @@ class Policy(Protocol):
         obs: Float[Array, "*B O"],
         key: PRNGKeyArray,
         temperature: Temperature,
-        share: Share = 1.0,
     ) -> Array:
-        """Actions drawn from the distribution; `key` is consumed.
-
-        Below a share of 1 the distribution is sharper, as at that share of the
-        temperature: proportional to pi^(1 / share), at 0 the mode.
-        """
+        """Actions drawn from the distribution; `key` is consumed."""
         ...
 
     def mode(self, params: Any, obs: Float[Array, "*B O"]) -> Array:

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from iqmjx import networks
 from iqmjx.config import Config
 from iqmjx.networks import MLP
-from iqmjx.policies.base import Share, Temperature
+from iqmjx.policies.base import Temperature
 
 _CONTEXT = 64
 """Width of the observation's context, and of each layer's hidden layer."""
@@ -133,13 +133,8 @@ class Flow:
         obs: Float[Array, "*B O"],
         key: PRNGKeyArray,
         temperature: Temperature,
-        share: Share = 1.0,
     ) -> Float[Array, "*B A"]:
-        """Actions drawn from the distribution; `key` is consumed.
-
-        A flow has no sharper self: `share` is 1, and the config refuses a ladder.
-        """
-        del temperature, share
+        del temperature
         latent = self.random(key, *obs.shape[:-1])
         return self.from_latent(params, self._context(params, obs), latent)[0]
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from iqmjx import networks
 from iqmjx.config import Config
 from iqmjx.networks import MLP
-from iqmjx.policies.base import Share, Temperature
+from iqmjx.policies.base import Temperature
 
 _LOG_STD_RANGE = (-10.0, 2.0)
 
@@ -101,12 +101,9 @@ class Gaussian:
         obs: Float[Array, "*B O"],
         key: PRNGKeyArray,
         temperature: Temperature,
-        share: Share = 1.0,
     ) -> Float[Array, "*B A"]:
         mean, log_std = self._moments(params, obs, temperature)
-        noise = jax.random.normal(key, mean.shape)
-        noise *= jnp.sqrt(jnp.broadcast_to(share, obs.shape[:-1]))[..., None]
-        return mean + jnp.exp(log_std) * noise
+        return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
 
     def mode(self, params: Any, obs: Float[Array, "*B O"]) -> Float[Array, "*B A"]:
         return self._moments(params, obs, 1.0)[0]

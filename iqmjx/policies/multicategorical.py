@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int8, PRNGKeyArray
 from iqmjx import networks
 from iqmjx.config import Config
 from iqmjx.networks import MLP
-from iqmjx.policies.base import Share, Temperature
+from iqmjx.policies.base import Temperature
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,13 +106,9 @@ class Multicategorical:
         obs: Float[Array, "*B O"],
         key: PRNGKeyArray,
         temperature: Temperature,
-        share: Share = 1.0,
     ) -> Int8[Array, "*B A"]:
         logits = self._logits(params, obs, temperature)
-        # The Gumbel trick: argmax(logits / share + noise), for a share of 0 as well.
-        noise = jax.random.gumbel(key, logits.shape, logits.dtype)
-        noise *= jnp.broadcast_to(share, obs.shape[:-1])[..., None, None]
-        return jnp.argmax(logits + noise, -1).astype(jnp.int8)
+        return jax.random.categorical(key, logits).astype(jnp.int8)
 
     def mode(self, params: Any, obs: Float[Array, "*B O"]) -> Int8[Array, "*B A"]:
         return jnp.argmax(self._logits(params, obs, 1.0), -1).astype(jnp.int8)

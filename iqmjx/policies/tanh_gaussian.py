@@ -20,7 +20,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from iqmjx import networks
 from iqmjx.config import Config
 from iqmjx.networks import MLP
-from iqmjx.policies.base import Share
 
 _LOG_STD_RANGE = (-20.0, 2.0)
 
@@ -69,21 +68,10 @@ class TanhGaussian:
         return jnp.tanh(raw), jnp.sum(log_normal - log_slope, axis=-1)
 
     def sample(
-        self,
-        params: Any,
-        obs: Float[Array, "*B O"],
-        key: PRNGKeyArray,
-        share: Share = 1.0,
+        self, params: Any, obs: Float[Array, "*B O"], key: PRNGKeyArray
     ) -> Float[Array, "*B A"]:
-        """Actions drawn from the distribution; `key` is consumed.
-
-        Below a share of 1 from a sharper Gaussian under the tanh, its density to the
-        power of 1 / share: the squashed mean at 0.
-        """
-        mean, log_std = self._moments(params, obs)
-        noise = jax.random.normal(key, mean.shape)
-        noise *= jnp.sqrt(jnp.broadcast_to(share, obs.shape[:-1]))[..., None]
-        return jnp.tanh(mean + jnp.exp(log_std) * noise)
+        """Actions drawn from the distribution; `key` is consumed."""
+        return self.sample_with_log_prob(params, obs, key)[0]
 
     def mode(self, params: Any, obs: Float[Array, "*B O"]) -> Float[Array, "*B A"]:
         """The squashed mean, by which SAC is evaluated."""
