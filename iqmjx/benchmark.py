@@ -7,30 +7,14 @@ all of them; each figure is the median over the rounds.
 
 from __future__ import annotations
 
-import functools
-import importlib.metadata
 import json
-import platform
-import resource
-import statistics
-import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import mujoco
-import mujoco.rollout
-import numpy as np
 from absl import flags
 from rich import console, table
 
-import iqmjx
-from envs import vector
-from iqmjx import cli, loop, memory, presets
+from iqmjx import cli, loop, memory, presets, throughput
 from iqmjx.config import Config
-from iqmjx.replay import Transition
 
 _PRESET = flags.DEFINE_string(
     "preset", "auto", f"auto (by platform), {', '.join(presets.PRESETS)}."
@@ -41,11 +25,6 @@ _SWEEP = flags.DEFINE_list(
 )
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds; figures are medians over them.")
 cli.define_config_flags()
-
-_SECONDS = 1.0
-"""Least time that each part runs for in each round."""
-_ROLLOUT_WORLDS, _ROLLOUT_STEPS = 256, 20
-_PACKAGES = ("jax", "jaxlib", "mujoco", "mujoco-mjx", "warp-lang")
 
 
 def main() -> None:
@@ -58,8 +37,8 @@ def main() -> None:
         configs = [_config(given, count) for count in worlds]
         for config in configs:
             memory.check(memory.footprint(loop.make_setup(config)), config)
-    results = [measure(config, _ROUNDS.value) for config in configs]
-    report = _machine() | (
+    results = [throughput.measure(config, _ROUNDS.value) for config in configs]
+    report = throughput.machine() | (
         {"sweep": results} if _SWEEP.value is not None else results[0]
     )
     if _JSON.value:
@@ -68,221 +47,12 @@ def main() -> None:
         _print(results)
 
 
-def measure(config: Config, rounds: int) -> dict[str, Any]:
-    """Benchmarks one config: compile time, the parts' rates, and their whole.
-
-    Returns:
-        Rates per second of wall-clock time; `efficiency` is the training rate over the
-        rate that stepping worlds and updates, each measured alone, would allow one
-        after the other; `rollout_ratio` (native only) is in-scan stepping over
-        `mujoco.rollout` with the same threads, worlds and controls.
-    """
-    setup = loop.make_setup(config)
-    state = jax.jit(loop.init, static_argnums=0)(setup, jax.random.key(config.seed))
-    start = time.perf_counter()
-    train = loop.train_chunk.lower(setup, state).compile()
-    compile_seconds = time.perf_counter() - start
-    while int(state.replay.size) < config.min_replay_size:
-        state, _ = train(state)
-
-    holder = [state]
-
-    def train_once():
-        holder[0], metrics = train(holder[0])
-        return metrics
-
-    chunk, per_vector_step = config.chunk_steps, config.grad_updates_per_step
-    parts: dict[str, tuple[Callable[[], Any], int]] = {
-        "physics": (_stepping(setup, state), chunk),
-        "acting": (_acting(setup, state), chunk),
-        "updates": (_updating(setup, state), chunk * per_vector_step),
-        "training": (train_once, chunk),
-    }
-    engine: Any = setup.env.physics
-    if engine.name == "native":
-        in_scan, raw = _rollout_pair(setup)
-        parts |= {
-            "in_scan": (in_scan, _ROLLOUT_STEPS),
-            "rollout": (raw, _ROLLOUT_STEPS),
-        }
-    rates = _rates(parts, rounds)  # vector steps (or updates) per second
-    steps = {name: rate * config.num_envs for name, rate in rates.items()}
-    update_rate = rates["updates"]
-    ideal = 1 / (1 / rates["physics"] + per_vector_step / update_rate)
-    result = {
-        "env": setup.env.gymnasium_id,
-        "physics": engine.name,
-        "num_envs": config.num_envs,
-        "grad_updates_per_step": per_vector_step,
-        "batch_size": config.batch_size,
-        "replay_ratio": config.replay_ratio,
-        "compile_seconds": compile_seconds,
-        "env_steps_per_second": steps["training"],
-        "physics_only_env_steps_per_second": steps["physics"],
-        "physics_steps_per_second": steps["physics"] * setup.env.frame_skip,
-        "acting_env_steps_per_second": steps["acting"],
-        "updates_only_per_second": update_rate,
-        "updates_per_second": rates["training"] * per_vector_step,
-        "samples_per_second": rates["training"] * per_vector_step * config.batch_size,
-        "efficiency": rates["training"] / ideal,
-        "peak_memory_bytes": _peak_memory(),
-    }
-    if engine.name == "native":
-        result["threads"] = engine.num_threads
-        result["rollout_worlds"] = _ROLLOUT_WORLDS
-        result["rollout_env_steps_per_second"] = rates["rollout"] * _ROLLOUT_WORLDS
-        result["rollout_ratio"] = rates["in_scan"] / rates["rollout"]
-    return result
-
-
 def _config(given: dict[str, Any], num_envs: str | None) -> Config:
     if num_envs is None:
         return presets.resolve(given, _PRESET.value).config
     if not num_envs.strip().isdigit():
         raise ValueError(f"--sweep {num_envs}: give whole numbers, as in 256,1024")
     return presets.resolve(given | {"num_envs": int(num_envs)}, _PRESET.value).config
-
-
-def _rates(
-    parts: dict[str, tuple[Callable[[], Any], int]], rounds: int
-) -> dict[str, float]:
-    """Median rate of each part: its units of work per second."""
-    for run, _ in parts.values():
-        jax.block_until_ready(run())
-    seen: dict[str, list[float]] = {name: [] for name in parts}
-    for _ in range(rounds):
-        for name, (run, units) in parts.items():
-            calls, start = 0, time.perf_counter()
-            while time.perf_counter() - start < _SECONDS:
-                jax.block_until_ready(run())
-                calls += 1
-            seen[name].append(calls * units / (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in seen.items()}
-
-
-def _stepping(setup: loop.Setup, state: loop.TrainState) -> Callable[[], Any]:
-    """A chunk of vector steps under random actions, resets included, in one scan."""
-    config, env = setup.config, setup.env
-
-    @jax.jit
-    def run(worlds, key):
-        bank_key, key = jax.random.split(key)
-        bank = vector.make_bank(env, bank_key, config.num_envs)
-
-        def step(worlds, key):
-            act_key, env_key = jax.random.split(key)
-            action = setup.agent.act_random(act_key, config.num_envs)
-            control = setup.agent.control(action)
-            worlds, outcome = vector.step(
-                env, worlds, control, bank, env_key, config.episode_length
-            )
-            return worlds, outcome.reward.mean()
-
-        return jax.lax.scan(step, worlds, jax.random.split(key, config.chunk_steps))
-
-    worlds = jax.tree.map(jnp.copy, state.envs)  # the state itself will be donated
-    return lambda: run(worlds, jax.random.key(0))
-
-
-def _acting(setup: loop.Setup, state: loop.TrainState) -> Callable[[], Any]:
-    """A chunk of action choices for N worlds."""
-    learner, normalizer = jax.tree.map(jnp.copy, (state.learner, state.normalizer))
-    obs = jnp.copy(state.envs.obs)
-
-    @jax.jit
-    def run(obs, key):
-        def act(obs, key):
-            seen = loop.observe(setup, normalizer, obs)
-            action = setup.agent.act(learner, seen, key)
-            return obs + 1e-6 * action.mean(), None  # no step like the one before
-
-        return jax.lax.scan(act, obs, jax.random.split(key, setup.config.chunk_steps))
-
-    return lambda: run(obs, jax.random.key(0))
-
-
-def _updating(setup: loop.Setup, state: loop.TrainState) -> Callable[[], Any]:
-    """A chunk's updates, on K batches that are ready."""
-    config = setup.config
-    learner, worlds = jax.tree.map(jnp.copy, (state.learner, state.envs))
-    shape = (config.grad_updates_per_step, config.batch_size)
-    obs = jax.random.normal(jax.random.key(1), (*shape, worlds.obs.shape[-1]))
-    action = setup.agent.act_random(jax.random.key(2), shape[0] * shape[1])
-    batches = Transition(
-        obs=obs,
-        action=action.reshape(*shape, *action.shape[1:]),
-        reward=jnp.ones(shape),
-        terminated=jnp.zeros(shape, bool),
-        next_obs=obs + 0.1,
-    )
-
-    @jax.jit
-    def run(learner, batches, key):
-        def vector_step(learner, key):
-            keys = jax.random.split(key, config.grad_updates_per_step)
-            return jax.lax.scan(
-                lambda carry, inputs: setup.agent.update(carry, *inputs),
-                learner,
-                (batches, keys),
-            )
-
-        keys = jax.random.split(key, config.chunk_steps)
-        return jax.lax.scan(vector_step, learner, keys)
-
-    return functools.partial(run, learner, batches, jax.random.key(0))
-
-
-def _rollout_pair(setup: loop.Setup) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """Stepping inside a scan, and `mujoco.rollout`: same states, controls, threads."""
-    engine: Any = setup.env.physics
-    model, threads = engine.model, engine.num_threads
-    keys = jax.random.split(jax.random.key(0), _ROLLOUT_WORLDS)
-    worlds = jax.vmap(setup.env.reset)(keys).pipeline_state
-    low, high = model.actuator_ctrlrange.T
-    shape = (_ROLLOUT_STEPS, _ROLLOUT_WORLDS, model.nu)
-    controls = np.random.default_rng(0).uniform(low, high, shape).astype(np.float32)
-
-    @jax.jit
-    def in_scan(worlds, controls):
-        def step(worlds, control):
-            return jax.vmap(engine.step)(worlds, control), None
-
-        return jax.lax.scan(step, worlds, controls)[0].qpos
-
-    full = mujoco.mjtState.mjSTATE_FULLPHYSICS
-    states = np.zeros((_ROLLOUT_WORLDS, mujoco.mj_stateSize(model, full)))
-    states[:, 1 : 1 + model.nq] = worlds.qpos
-    states[:, 1 + model.nq : 1 + model.nq + model.nv] = worlds.qvel
-    held = np.repeat(controls.swapaxes(0, 1), engine.frame_skip, 1).astype(np.float64)
-    data = [mujoco.MjData(model) for _ in range(threads)]
-
-    def raw():
-        # A pool of its own each time: an idle one would take CPU from the other parts.
-        with mujoco.rollout.Rollout(nthread=threads) as pool:
-            return pool.rollout(model, data, states, held)[0]
-
-    return lambda: in_scan(worlds, jnp.asarray(controls)), raw
-
-
-def _peak_memory() -> int:
-    """Bytes: the accelerator's peak, or this process's on a CPU."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"]
-    kibibytes_or_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kibibytes_or_bytes * (1 if sys.platform == "darwin" else 1024)
-
-
-def _machine() -> dict[str, Any]:
-    device = jax.local_devices()[0]
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {
-        "device": device.device_kind,
-        "platform": device.platform,
-        "processor": platform.processor() or platform.machine(),
-        "python": platform.python_version(),
-        "versions": {"iqmjx": iqmjx.__version__} | versions,
-    }
 
 
 def _print(results: list[dict[str, Any]]) -> None:

@@ -1,0 +1,451 @@
+"""Everything that a GPU run's speed depends on, measured stage by stage.
+
+    python launch/gpu_check.py --out launch/results/gpu
+    python launch/gpu_check.py --scale smoke --out /tmp/check    # tiny, on any machine
+
+Each stage writes OUT/STAGE.json as it ends, and one that is there already is not run
+again: the same command goes on where it stopped, and `--stages physics,updates` runs
+some alone. OUT/summary.md tabulates what there is. The stages:
+
+- ceilings   bandwidth of a copy, and rates of matrix products by precision
+- physics    each engine: one control step against MuJoCo C, then env steps/s by worlds
+- updates    updates/s by batch and precision, with XLA's command buffers, and with one
+             flat vector of parameters in the optimizer
+- replay     inserts and samples of a full ring, and what the compiled chunk copies
+- training   the whole step by iqmjx.throughput, and its costliest operations
+- run        a run with learning, its curve, and its score in MuJoCo C
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import glob
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import flags
+
+import envs
+from iqmjx import cli, loop, memory, metrics, presets, replay, throughput
+from iqmjx.config import Config
+
+_SCALE = flags.DEFINE_enum("scale", "full", ["full", "smoke"], "How large.")
+_OUT = flags.DEFINE_string("out", "launch/results/gpu", "Where results go.")
+_STAGES = flags.DEFINE_list("stages", None, "Stages to run; all by default.")
+_ENV = flags.DEFINE_string("env", "humanoid", "Task.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """The sizes of every stage."""
+
+    copy_bytes: int
+    matrix: int
+    worlds: dict[str, tuple[int, ...]]  # by engine
+    vector_steps: int  # in one timed call
+    batches: tuple[int, ...]
+    updates: int  # in one timed call
+    rounds: int
+    settings: dict[str, Any]  # of training and run, over the preset
+
+
+SCALES = {
+    "full": Scale(
+        copy_bytes=2**30,
+        matrix=8192,
+        worlds={"warp": (1024, 2048, 4096, 8192, 16384), "mjx": (1024, 4096)},
+        vector_steps=16,
+        batches=(256, 1024, 4096, 8192, 32768),
+        updates=32,
+        rounds=3,
+        settings={"num_evals": 11, "num_checkpoints": 2},
+    ),
+    "smoke": Scale(
+        copy_bytes=2**22,
+        matrix=128,
+        worlds={"warp": (4, 8), "mjx": (4,), "native": (4, 8)},
+        vector_steps=2,
+        batches=(32, 64),
+        updates=2,
+        rounds=1,
+        settings={
+            "num_envs": 8,
+            "chunk_steps": 8,
+            "batch_size": 32,
+            "grad_updates_per_step": 2,
+            "min_replay_size": 64,
+            "exploration_steps": 64,
+            "max_replay_size": 1024,
+            "hidden_sizes": (32, 32),
+            "num_timesteps": 512,
+            "num_evals": 2,
+            "num_eval_envs": 2,
+            "num_checkpoints": 1,
+            "episode_length": 50,
+        },
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """How updates are compiled."""
+
+    precision: str  # of matrix products, a name in _PRECISIONS
+    flat: bool = False  # the optimizer sees one vector of all parameters
+    graph: bool = False  # the loop of updates as one CUDA graph
+
+
+_PRECISIONS = {"fp32": "highest", "tf32": "tensorfloat32", "bf16": "bfloat16"}
+_COMMAND_BUFFERS = {
+    "xla_gpu_enable_command_buffer": "+WHILE",
+    "xla_gpu_graph_min_graph_size": 1,
+}
+_CHECKED_WORLDS = 32
+_TOLERANCE = 1e-3
+"""Largest difference in qpos, of any world, that a step from MuJoCo C's may have."""
+_TOP = 15
+
+
+def ceilings(scale: Scale) -> dict[str, Any]:
+    """Bytes/s of a copy and FLOP/s of matrix products: what nothing here can exceed."""
+    array = jnp.zeros(scale.copy_bytes // 4)
+    seconds = _seconds(jax.jit(lambda x: x + 1), array, rounds=scale.rounds)
+    result: dict[str, Any] = {
+        "machine": throughput.machine(),
+        "driver": _driver(),
+        "copy_bytes_per_second": 2 * scale.copy_bytes / seconds,
+    }
+    size = scale.matrix
+    for name, precision in _PRECISIONS.items():
+        dtype = jnp.bfloat16 if name == "bf16" else jnp.float32
+        matrix = jnp.ones((size, size), dtype)
+        product = jax.jit(functools.partial(jnp.matmul, precision=precision))
+        seconds = _seconds(product, matrix, matrix, rounds=scale.rounds)
+        result[f"{name}_flops_per_second"] = 2 * size**3 / seconds
+    return result
+
+
+def physics(scale: Scale) -> dict[str, Any]:
+    """Each engine against MuJoCo C, and its rate by the number of worlds."""
+    rows, errors = [], {}
+    for engine, counts in scale.worlds.items():
+        if engine != "native":
+            errors[engine] = _step_error(engine)
+        for count in counts:
+            config = _config(scale, physics=engine, num_envs=count)
+            config = dataclasses.replace(config, chunk_steps=scale.vector_steps)
+            setup = loop.make_setup(config)
+            start = time.perf_counter()
+            state = jax.jit(loop.init, static_argnums=0)(setup, jax.random.key(0))
+            stepping = throughput.stepping(setup, state)
+            _, (overflowed, diverged) = jax.block_until_ready(stepping())
+            compiling, captured = time.perf_counter() - start, _captured_graphs()
+            seconds = _seconds(stepping, rounds=scale.rounds)
+            rows.append(
+                {
+                    "engine": engine,
+                    "worlds": count,
+                    "env_steps_per_second": count * scale.vector_steps / seconds,
+                    "seconds_to_first": compiling,
+                    "graphs_captured_again": _captured_graphs() - captured,
+                    "worlds_overflowed": int(overflowed.sum()),
+                    "worlds_diverged": int(diverged.sum()),
+                }
+            )
+            print(json.dumps(rows[-1]), flush=True)
+    return {"largest_qpos_error": errors, "rates": rows}
+
+
+def updates(scale: Scale) -> dict[str, Any]:
+    """Updates per second: by batch and precision, and two levers at each batch."""
+    rows = []
+    on_gpu = jax.default_backend() == "gpu"
+    for batch in scale.batches:
+        variants = [Variant(name) for name in _PRECISIONS]
+        variants.append(Variant("tf32", flat=True))
+        if on_gpu:
+            variants.append(Variant("tf32", graph=True))
+            variants.append(Variant("tf32", flat=True, graph=True))
+        for variant in variants:
+            seconds = _update_seconds(scale, batch, variant)
+            rows.append(
+                {"batch": batch}
+                | dataclasses.asdict(variant)
+                | {
+                    "updates_per_second": scale.updates / seconds,
+                    "samples_per_second": scale.updates * batch / seconds,
+                }
+            )
+            print(json.dumps(rows[-1]), flush=True)
+    return {"rates": rows}
+
+
+def ring(scale: Scale) -> dict[str, Any]:
+    """Seconds for an insert and a sample of a vector step; ring-sized copies: none."""
+    setup = loop.make_setup(_config(scale))
+    config = setup.config
+    state = jax.jit(loop.init, static_argnums=0)(setup, jax.random.key(0))
+    compiled = loop.train_chunk.lower(setup, state).compile()
+    rows_per_copy = f"[{config.max_replay_size},"
+    copies = [
+        line.strip()[:200]
+        for line in (compiled.as_text() or "").splitlines()
+        if re.search(r" copy(-start)?\(", line) and rows_per_copy in line
+    ]
+    count = config.grad_updates_per_step * config.batch_size
+    full = dataclasses.replace(
+        state.replay, size=jnp.asarray(config.max_replay_size, jnp.int32)
+    )
+    sample = jax.jit(replay.sample, static_argnums=2)
+    seconds = _seconds(sample, full, jax.random.key(0), count, rounds=scale.rounds)
+    new = jax.tree.map(lambda leaf: leaf[: config.num_envs], full.data)
+    insert = jax.jit(replay.add, donate_argnums=0)
+
+    def inserts(repeats: int) -> float:
+        nonlocal full
+        start = time.perf_counter()
+        for _ in range(repeats):
+            full = insert(full, new)
+        jax.block_until_ready(full)
+        return (time.perf_counter() - start) / repeats
+
+    inserts(2)
+    analysis = compiled.memory_analysis()
+    return {
+        "ring_bytes": memory.tree_bytes(full),
+        "rows_inserted": config.num_envs,
+        "insert_seconds": min(inserts(8) for _ in range(scale.rounds)),
+        "rows_sampled": count,
+        "sample_seconds": seconds,
+        "ring_copies_in_the_chunk": copies,
+        "chunk_temporary_bytes": getattr(analysis, "temp_size_in_bytes", None),
+    }
+
+
+def training(scale: Scale) -> dict[str, Any]:
+    """The whole step, its parts, and where a chunk's time goes by a profile."""
+    config = _config(scale)
+    result = throughput.measure(config, scale.rounds)
+    setup = loop.make_setup(config)
+    state = jax.jit(loop.init, static_argnums=0)(setup, jax.random.key(0))
+    while int(state.replay.size) <= config.min_replay_size:
+        state, _ = loop.train_chunk(setup, state)
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            state, metric = loop.train_chunk(setup, state)
+            jax.block_until_ready(metric)
+        return result | {"costliest": _costliest(folder)}
+
+
+def run(scale: Scale) -> dict[str, Any]:
+    """Trains, and scores the end in MuJoCo C; goes on with a run that was stopped."""
+    folder = Path(_OUT.value) / "run"
+    train = [sys.executable, "-m", "iqmjx.train", "--logdir", str(folder)]
+    if (folder / "config.json").exists():
+        train.append("--resume")
+    else:
+        train += ["--env", _ENV.value, "--preset", "gpu"]
+        for name, value in scale.settings.items():
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            train += [f"--{name}", str(text)]
+    start = time.perf_counter()
+    subprocess.run(train, check=True)
+    seconds = time.perf_counter() - start
+    evaluate = [sys.executable, "-m", "iqmjx.evaluate", "--checkpoint", str(folder)]
+    evaluate += ["--sim", "native", "--json"]
+    played = subprocess.run(evaluate, check=True, stdout=subprocess.PIPE, text=True)
+    rows = metrics.read(folder)
+    return {
+        "command": " ".join(["python", *train[1:]]),
+        "seconds": seconds,
+        "score": json.loads(played.stdout),
+        "curve": [row for row in rows if "eval/episode_reward" in row],
+        "last": rows[-1],
+    }
+
+
+STAGES: dict[str, Callable[[Scale], dict[str, Any]]] = {
+    "ceilings": ceilings,
+    "physics": physics,
+    "updates": updates,
+    "replay": ring,
+    "training": training,
+    "run": run,
+}
+
+
+def main() -> None:
+    """Runs the command."""
+    with cli.user_errors():
+        envs.resolve(_ENV.value)
+        chosen = _STAGES.value or list(STAGES)
+        for name in chosen:
+            if name not in STAGES:
+                raise ValueError(f"--stages {name}: choose from {', '.join(STAGES)}")
+    out, scale = Path(_OUT.value), SCALES[_SCALE.value]
+    out.mkdir(parents=True, exist_ok=True)
+    for name in chosen:
+        path = out / f"{name}.json"
+        if path.exists():
+            print(f"{path}: there already")
+            continue
+        print(f"{name} ...", flush=True)
+        start = time.perf_counter()
+        result = STAGES[name](scale)
+        result |= {"stage_seconds": time.perf_counter() - start, "scale": _SCALE.value}
+        path.write_text(json.dumps(result, indent=1) + "\n")
+        (out / "summary.md").write_text(summary(out))
+        print(f"{path}: {result['stage_seconds']:.0f} s", flush=True)
+
+
+def summary(out: Path) -> str:
+    """What the stages so far measured, in Markdown."""
+    found = {
+        name: json.loads((out / f"{name}.json").read_text())
+        for name in STAGES
+        if (out / f"{name}.json").exists()
+    }
+    lines = ["# GPU check", ""]
+    for name, result in found.items():
+        lines += [f"## {name}", ""]
+        tables = {key: value for key, value in result.items() if _is_table(value)}
+        for key, value in result.items():
+            if key not in tables and not isinstance(value, dict):
+                lines.append(f"- {key.replace('_', ' ')}: {_cell(value)}")
+            elif isinstance(value, dict):
+                said = ", ".join(f"{k} {_cell(v)}" for k, v in value.items())
+                lines.append(f"- {key.replace('_', ' ')}: {said}")
+        for rows in tables.values():
+            columns = list(dict.fromkeys(column for row in rows for column in row))
+            lines += [
+                "",
+                "| " + " | ".join(columns) + " |",
+                "|---" * len(columns) + "|",
+            ]
+            for row in rows:
+                cells = [_cell(row.get(column)) for column in columns]
+                lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def _config(scale: Scale, **changes: Any) -> Config:
+    given = {"env": _ENV.value} | scale.settings | changes
+    if "num_envs" in changes:  # a ring of whole inserts
+        rows = given.get("max_replay_size", presets.PRESETS["gpu"]["max_replay_size"])
+        given["max_replay_size"] = rows // changes["num_envs"] * changes["num_envs"]
+    return presets.resolve(given, "gpu").config
+
+
+def _seconds(call: Callable[..., Any], *arguments: Any, rounds: int) -> float:
+    """Least time of a call that has been compiled."""
+    jax.block_until_ready(call(*arguments))
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        jax.block_until_ready(call(*arguments))
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _step_error(engine: str) -> float:
+    """Largest |qpos - MuJoCo C's| after one control step from the same states.
+
+    Raises:
+        RuntimeError: where it is above _TOLERANCE; its rate would mean nothing.
+    """
+    after = []
+    for name in ("native", engine):
+        env = envs.make(_ENV.value, name, _CHECKED_WORLDS)
+        keys = jax.random.split(jax.random.key(0), _CHECKED_WORLDS)
+        worlds = jax.jit(jax.vmap(env.reset))(keys)
+        control = jax.random.uniform(
+            jax.random.key(1), (_CHECKED_WORLDS, env.action_size), minval=-1.0
+        )
+        after.append(jax.jit(jax.vmap(env.step))(worlds, control).pipeline_state.qpos)
+    error = float(jnp.abs(after[0] - after[1]).max())
+    if not error <= _TOLERANCE:
+        raise RuntimeError(f"{engine}: a step differs from MuJoCo C's by {error:.1e}")
+    return error
+
+
+def _captured_graphs() -> int:
+    """CUDA graphs that Warp has captured so far for calls from JAX."""
+    from warp._src.jax import ffi
+
+    callables = getattr(ffi, "_FFI_CALLABLE_REGISTRY", {})
+    return sum(len(callable.captures) for callable in callables.values())
+
+
+def _update_seconds(scale: Scale, batch: int, variant: Variant) -> float:
+    config = _config(
+        scale, batch_size=batch, grad_updates_per_step=scale.updates, physics="native"
+    )
+    config = dataclasses.replace(config, chunk_steps=1)
+    setup = loop.make_setup(config)
+    agent: Any = setup.agent
+    if variant.flat:
+        agent = dataclasses.replace(agent, optimizer=optax.flatten(agent.optimizer))
+    setup = dataclasses.replace(setup, agent=agent)
+    state = jax.jit(loop.init, static_argnums=0)(setup, jax.random.key(0))
+    options = _COMMAND_BUFFERS if variant.graph else None
+    with jax.default_matmul_precision(_PRECISIONS[variant.precision]):
+        call = throughput.updating(setup, state, options)
+        return _seconds(call, rounds=scale.rounds)
+
+
+def _costliest(folder: str) -> list[dict[str, Any]]:
+    """Operations of a profile by their total time, the costliest first."""
+    paths = glob.glob(f"{folder}/**/*.xplane.pb", recursive=True)
+    profile: Any = jax.profiler.ProfileData.from_file(paths[0])
+    total: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    planes = list(profile.planes)
+    devices = [plane for plane in planes if plane.name.startswith("/device:")]
+    for plane in devices or planes:
+        for line in plane.lines:
+            if not devices and "XLA" not in line.name and "Eigen" not in line.name:
+                continue  # of Python's threads
+            for event in line.events:
+                name = re.sub(r"[.\d]+$", "", event.name)
+                total[name] += event.duration_ns / 1e9
+                calls[name] += 1
+    return [
+        {"operation": name[:80], "seconds": seconds, "calls": calls[name]}
+        for name, seconds in total.most_common(_TOP)
+    ]
+
+
+def _driver() -> str | None:
+    """NVIDIA's driver version and the card, where there is one."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = "--query-gpu=name,driver_version,memory.total,clocks.max.sm"
+    command = ["nvidia-smi", query, "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    cli.run(main)
