@@ -1,0 +1,59 @@
+"""launch/gpu_check.py, tiny, on a CPU: every stage, and what it refuses."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+COMMAND = [sys.executable, "launch/gpu_check.py", "--scale", "smoke"]
+
+
+def call(*arguments):
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
+
+
+def test_refuses_an_unknown_stage_and_task(tmp_path):
+    for flag, value in (("--stages", "fysics"), ("--env", "humanoyd")):
+        said = call("--out", str(tmp_path), flag, value)
+        assert said.returncode == 2 and f"{flag} {value}" in said.stderr
+        assert said.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_is_measured_once(tmp_path):
+    out = ("--out", str(tmp_path), "--stages", "ceilings")
+    assert call(*out).returncode == 0
+    first = (tmp_path / "ceilings.json").read_text()
+    result = json.loads(first)
+    assert result["copy_bytes_per_second"] > 1e6 and result["fp32_flops_per_second"] > 0
+    assert "there already" in call(*out).stdout
+    assert (tmp_path / "ceilings.json").read_text() == first
+    assert "## ceilings" in (tmp_path / "summary.md").read_text()
+
+
+@pytest.mark.slow
+def test_every_stage(tmp_path):
+    said = call("--out", str(tmp_path), "--env", "hopper")
+    assert said.returncode == 0, said.stderr
+    results = {
+        path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")
+    }
+    assert set(results) == {
+        "ceilings",
+        "physics",
+        "updates",
+        "replay",
+        "training",
+        "run",
+    }
+    engines = {row["engine"] for row in results["physics"]["rates"]}
+    assert engines == {"warp", "mjx", "native"}
+    assert all(row["env_steps_per_second"] > 0 for row in results["physics"]["rates"])
+    assert set(results["physics"]["largest_qpos_error"]) == {"warp", "mjx"}
+    assert max(results["physics"]["largest_qpos_error"].values()) < 1e-3
+    assert results["replay"]["ring_copies_in_the_chunk"] == []
+    assert results["training"]["costliest"][0]["seconds"] > 0
+    assert 0 < results["training"]["efficiency"] < 2
+    assert results["run"]["curve"][-1]["env_steps"] >= 512
+    assert results["run"]["score"]["sim"] == "native"
