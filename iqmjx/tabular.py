@@ -23,9 +23,6 @@ from scipy.special import logsumexp
 
 from iqmjx import cli
 
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the MDPs and errors.", lower_bound=0)
-_OUT = flags.DEFINE_string("out", "tabular.png", "Where the figure goes.")
-
 _STATES, _ACTIONS, _DISCOUNT, _TEMPERATURE = 10, 4, 0.9, 0.5
 
 
@@ -265,7 +262,7 @@ def error_bound(
 
 def main() -> None:
     """Runs the command."""
-    rng = np.random.default_rng(_SEED.value)
+    rng = np.random.default_rng(flags.FLAGS.seed)
     mdp = random_mdp(rng)
     exact = np.zeros((200, _STATES, _ACTIONS))
     print("Theorem 1: largest difference between the policies of IQ-DP and MD-VI")
@@ -297,8 +294,10 @@ def main() -> None:
             f"  munchausen {munchausen}: {gap[-300:].mean():.3f} (mean of the last "
             f"300), bound {total[-300:].mean():.2f}"
         )
-    draw(curves, Path(_OUT.value))
-    print(_OUT.value)
+    out = Path(flags.FLAGS.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draw(curves, out)
+    print(out)
 
 
 def draw(curves: dict[float, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
@@ -329,5 +328,7 @@ def _iterate(mdp: MDP, step: Callable, errors: np.ndarray) -> Iterates:
     return Iterates(np.array(log_policies), np.array(values))
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # as a library it defines no flags
+    flags.DEFINE_integer("seed", 0, "Seed of the MDPs and errors.", lower_bound=0)
+    flags.DEFINE_string("out", "tabular.png", "Where the figure goes.")
     cli.run(main)

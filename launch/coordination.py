@@ -29,10 +29,6 @@ from absl import flags
 from iqmjx import agents, cli, presets
 from iqmjx.replay import Transition
 
-_OUT = flags.DEFINE_string(
-    "out", "launch/results/coordination", "Table and figure, without their endings."
-)
-
 CLASSES = ("multicategorical", "autoregressive", "gaussian", "flow")
 TEMPERATURE = 0.1
 NUM_BINS = 11
@@ -162,7 +158,8 @@ def learn(name: str, *, steps: int = 4000, seed: int = 0) -> Learned:
 
 def main() -> None:
     """Runs the command."""
-    out = Path(_OUT.value)
+    out = Path(flags.FLAGS.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     rows, policies = [], {}
     for name in CLASSES:
         policies[name] = learned = learn(name)
@@ -212,5 +209,8 @@ def _quadratic(points: np.ndarray) -> np.ndarray:
     return np.column_stack([np.ones(len(points)), points, np.square(points)])
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # as a library it defines no flags
+    flags.DEFINE_string(
+        "out", "launch/results/coordination", "Table and figure, without their endings."
+    )
     cli.run(main)

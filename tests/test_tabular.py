@@ -1,5 +1,8 @@
 """The paper's theorems, Sec. 3, on random MDPs, in float64."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -248,6 +251,16 @@ def test_the_deep_agent_learns_the_tabular_policy(munchausen):
     assert variation.max() < 0.02
     value = agent.value(learner.params.value, one_hot)
     np.testing.assert_allclose(value, exact.values[-1], atol=0.05)
+
+
+def test_the_command_prints_its_checks_and_draws(tmp_path):
+    out = tmp_path / "new" / "figure.png"
+    command = [sys.executable, "-m", "iqmjx.tabular", "--out", str(out)]
+    said = subprocess.run(command, capture_output=True, text=True)
+    assert said.returncode == 0 and "munchausen 1.0: 0.0" in said.stdout
+    assert out.stat().st_size > 10_000
+    refused = subprocess.run([*command, "--seed", "-1"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "--seed" in refused.stderr
 
 
 def test_a_process_that_is_none_is_refused():
