@@ -16,7 +16,6 @@ indices, int8, as the multicategorical policy's.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -27,8 +26,8 @@ from jaxtyping import Array, Float, Int8, PRNGKeyArray
 
 from iqmjx import networks
 from iqmjx.config import Config
-from iqmjx.networks import MLP
-from iqmjx.policies.base import Temperature
+from iqmjx.policies import base
+from iqmjx.policies.base import BinnedPolicy, Temperature
 
 _CONTEXT = 64
 """Width of c."""
@@ -45,21 +44,15 @@ class Params:
 
 
 @dataclasses.dataclass(frozen=True)
-class Autoregressive:
+class Autoregressive(BinnedPolicy):
     """Autoregressive multicategorical policy; implements `iqmjx.policies.Policy`.
 
+    Its network maps observations to the context, C outputs.
+
     Attributes:
-        network: maps observations to the context, C outputs.
-        action_size: A.
-        num_bins: n.
-        advantage_scale: c of the scaled softmax, as in `Multicategorical`; None: none.
         zero_last_layer: start with W_j = 0, a uniform policy.
     """
 
-    network: MLP
-    action_size: int
-    num_bins: int
-    advantage_scale: float | None
     zero_last_layer: bool
 
     @classmethod
@@ -69,21 +62,9 @@ class Autoregressive:
             network=networks.of_context(config, _CONTEXT),
             action_size=action_size,
             num_bins=config.num_bins,
-            advantage_scale=config.advantage_scale / action_size
-            if config.scaled_softmax
-            else None,
+            advantage_scale=base.advantage_scale(config, action_size),
             zero_last_layer=config.zero_last_layer,
         )
-
-    @property
-    def action_dtype(self) -> Any:
-        """int8."""
-        return jnp.int8
-
-    @property
-    def action_shape(self) -> tuple[int, ...]:
-        """Shape of one stored action."""
-        return (self.action_size,)
 
     def init(self, key: PRNGKeyArray, observation_size: int) -> Params:
         network_key, embedding_key, weight_key = jax.random.split(key, 3)
@@ -117,7 +98,7 @@ class Autoregressive:
         action: Int8[Array, "*B A"],
         temperature: Temperature,
     ) -> Float[Array, "*B"]:
-        return self._chosen(self.log_probs(params, obs, action, temperature), action)
+        return self.chosen(self.log_probs(params, obs, action, temperature), action)
 
     def log_prob_and_entropy(
         self,
@@ -138,10 +119,7 @@ class Autoregressive:
         noise = self._noise(key, obs)
         _, own = self._draw(fixed, context, noise, temperature)
         entropy = -jnp.sum(jnp.exp(own) * own, axis=(-2, -1))
-        return self._chosen(log_probs, action), entropy
-
-    def entropy_at(self, share: float) -> float:
-        return share * math.log(self.num_bins)
+        return self.chosen(log_probs, action), entropy
 
     def sample(
         self,
@@ -160,13 +138,6 @@ class Autoregressive:
         """
         none = jnp.zeros((*obs.shape[:-1], self.action_size, self.num_bins))
         return self._draw(params, self._context(params, obs), none, 1.0)[0]
-
-    def random(self, key: PRNGKeyArray, batch: int) -> Int8[Array, "batch A"]:
-        shape = (batch, self.action_size)
-        return jax.random.randint(key, shape, 0, self.num_bins, jnp.int8)
-
-    def control(self, action: Int8[Array, "*B A"]) -> Float[Array, "*B A"]:
-        return jnp.linspace(-1.0, 1.0, self.num_bins)[action]
 
     def _context(self, params: Params, obs) -> Float[Array, "*B C"]:
         context: Any = self.network.apply(params.network, obs)
@@ -200,7 +171,7 @@ class Autoregressive:
             inputs, embedding, weight, bias = inputs
             outputs = self._activate(hidden) @ weight
             outputs += jnp.broadcast_to(bias, outputs.shape)
-            log_probs = self._normalize(outputs, temperature)
+            log_probs = jax.nn.log_softmax(self.scaled(outputs, temperature))
             chosen = choose(log_probs, inputs)
             hidden += jax.nn.one_hot(chosen, self.num_bins) @ embedding
             return hidden, (chosen, log_probs)
@@ -217,12 +188,3 @@ class Autoregressive:
         if self.network.layer_norm:
             hidden = jax.nn.standardize(hidden, epsilon=1e-6)
         return nn.relu(hidden)
-
-    def _normalize(self, outputs, temperature):
-        if self.advantage_scale is not None:
-            outputs *= self.advantage_scale / temperature
-        return jax.nn.log_softmax(outputs)
-
-    def _chosen(self, log_probs, action) -> Float[Array, "*B"]:
-        chosen = jax.nn.one_hot(action, self.num_bins, dtype=log_probs.dtype)
-        return jnp.sum(log_probs * chosen, axis=(-2, -1))

@@ -1,10 +1,17 @@
-"""What a policy class is."""
+"""What a policy class is, and what classes over bins or points of the box share."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import Any, Protocol
 
-from jaxtyping import Array, Float, PRNGKeyArray
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int8, PRNGKeyArray
+
+from iqmjx.config import Config
+from iqmjx.networks import MLP
 
 Temperature = float | Float[Array, ""]
 """A number, or a traced scalar."""
@@ -86,3 +93,102 @@ class Policy(Protocol):
     def control(self, action: Array) -> Float[Array, "*B A"]:
         """The point of [-1, 1]^A that a stored action stands for."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkPolicy:
+    """A policy whose parameters are one network's, where it does not say otherwise.
+
+    Attributes:
+        network: maps observations to what the class makes a distribution of.
+        action_size: A.
+    """
+
+    network: MLP
+    action_size: int
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """Shape of one stored action."""
+        return (self.action_size,)
+
+    def init(self, key: PRNGKeyArray, observation_size: int) -> Any:
+        """Fresh parameters; `key` is consumed."""
+        return self.network.init(key, jnp.zeros(observation_size))
+
+
+@dataclasses.dataclass(frozen=True)
+class BinnedPolicy(NetworkPolicy):
+    """Actions are bin indices, int8: n bins of each dimension, both ends included.
+
+    Attributes:
+        num_bins: n.
+        advantage_scale: c in the scaled softmax of Sec. 3.3, `pi = softmax(c * F /
+            temperature)`: c * F are advantages in units of reward, up to a constant.
+            None: `pi = softmax(F)`.
+    """
+
+    num_bins: int
+    advantage_scale: float | None
+
+    @property
+    def action_dtype(self) -> Any:
+        """int8."""
+        return jnp.int8
+
+    def entropy_at(self, share: float) -> float:
+        """The entropy of the bins (`Policy.entropy_at`)."""
+        return share * math.log(self.num_bins)
+
+    def random(self, key: PRNGKeyArray, batch: int) -> Int8[Array, "batch A"]:
+        """Uniformly random actions; `key` is consumed."""
+        shape = (batch, self.action_size)
+        return jax.random.randint(key, shape, 0, self.num_bins, jnp.int8)
+
+    def control(self, action: Int8[Array, "*B A"]) -> Float[Array, "*B A"]:
+        """The bins' points, evenly from -1 to 1."""
+        return jnp.linspace(-1.0, 1.0, self.num_bins)[action]
+
+    def scaled(
+        self, outputs: Float[Array, "*B n"], temperature: Temperature
+    ) -> Float[Array, "*B n"]:
+        """Logits of the network's outputs."""
+        if self.advantage_scale is None:
+            return outputs
+        return outputs * (self.advantage_scale / temperature)
+
+    def chosen(
+        self, log_probs: Float[Array, "*B A n"], action: Int8[Array, "*B A"]
+    ) -> Float[Array, "*B"]:
+        """The sum of the log-probabilities of the action's bins."""
+        # A one-hot product rather than a gather, whose gradient is a slow scatter.
+        chosen = jax.nn.one_hot(action, self.num_bins, dtype=log_probs.dtype)
+        return jnp.sum(log_probs * chosen, axis=(-2, -1))
+
+
+@dataclasses.dataclass(frozen=True)
+class DensityPolicy(NetworkPolicy):
+    """Actions are points, float32, in replay as well."""
+
+    @property
+    def action_dtype(self) -> Any:
+        """float32."""
+        return jnp.float32
+
+    def random(self, key: PRNGKeyArray, *batch: int) -> Float[Array, "*batch A"]:
+        """Uniformly random points of the box; `key` is consumed."""
+        return jax.random.uniform(key, (*batch, self.action_size), minval=-1.0)
+
+    def control(self, action: Float[Array, "*B A"]) -> Float[Array, "*B A"]:
+        """The action, which is in [-1, 1]^A already."""
+        return action
+
+
+def advantage_scale(config: Config, action_size: int) -> float | None:
+    """The scale of one dimension's advantage; None without the scaled softmax."""
+    return config.advantage_scale / action_size if config.scaled_softmax else None
+
+
+def density_entropy_at(share: float, num_bins: int) -> float:
+    """`Policy.entropy_at` of a density: that of the bins it would fill."""
+    return share * math.log(num_bins) - math.log(num_bins / 2)

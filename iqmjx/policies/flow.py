@@ -23,8 +23,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from iqmjx import networks
 from iqmjx.config import Config
-from iqmjx.networks import MLP
-from iqmjx.policies.base import Temperature
+from iqmjx.policies import base
+from iqmjx.policies.base import DensityPolicy, Temperature
 
 _CONTEXT = 64
 """Width of the observation's context, and of each layer's hidden layer."""
@@ -42,18 +42,16 @@ class Params:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Flow:
+class Flow(DensityPolicy):
     """Flow policy; implements `iqmjx.policies.Policy`.
 
+    Its network maps observations to the context.
+
     Attributes:
-        network: maps observations to the context.
-        action_size: A.
         num_bins: n, bins of each spline, and the scale of `entropy_at`.
         zero_last_layer: start as the identity, a uniform policy.
     """
 
-    network: MLP
-    action_size: int
     num_bins: int
     zero_last_layer: bool
 
@@ -77,16 +75,6 @@ class Flow:
             num_bins=config.num_bins,
             zero_last_layer=config.zero_last_layer,
         )
-
-    @property
-    def action_dtype(self) -> Any:
-        """float32."""
-        return jnp.float32
-
-    @property
-    def action_shape(self) -> tuple[int, ...]:
-        """Shape of one stored action."""
-        return (self.action_size,)
 
     def init(self, key: PRNGKeyArray, observation_size: int) -> Params:
         network_key, flow_key = jax.random.split(key)
@@ -125,7 +113,7 @@ class Flow:
         return log_prob, -own
 
     def entropy_at(self, share: float) -> float:
-        return share * math.log(self.num_bins) - math.log(self.num_bins / 2)
+        return base.density_entropy_at(share, self.num_bins)
 
     def sample(
         self,
@@ -151,12 +139,6 @@ class Flow:
         action, log_prob = self.from_latent(params, context, latent)
         best = jnp.argmax(log_prob, -1)[..., None, None]
         return jnp.take_along_axis(action, best, -2)[..., 0, :]
-
-    def random(self, key: PRNGKeyArray, *batch: int) -> Float[Array, "*batch A"]:
-        return jax.random.uniform(key, (*batch, self.action_size), minval=-1.0)
-
-    def control(self, action: Float[Array, "*B A"]) -> Float[Array, "*B A"]:
-        return action
 
     def to_latent(self, params: Params, context, action):
         """U of actions [*B, A], and their log-density [*B]."""

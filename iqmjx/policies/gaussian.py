@@ -19,19 +19,19 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from iqmjx import networks
 from iqmjx.config import Config
-from iqmjx.networks import MLP
-from iqmjx.policies.base import Temperature
+from iqmjx.policies import base
+from iqmjx.policies.base import DensityPolicy, Temperature
 
 _LOG_STD_RANGE = (-10.0, 2.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Gaussian:
+class Gaussian(DensityPolicy):
     """Gaussian policy; implements `iqmjx.policies.Policy`.
 
+    Its network maps observations to 2 * A outputs, means and log-deviations.
+
     Attributes:
-        network: maps observations to 2 * A outputs, means and log-deviations.
-        action_size: A.
         num_bins: n, the scale of `entropy_at`.
         advantage_scale: c of the scaled form, where the variance is temperature / c
             times the network's: the advantage is then c times the network's quadratic,
@@ -39,8 +39,6 @@ class Gaussian:
             network's.
     """
 
-    network: MLP
-    action_size: int
     num_bins: int
     advantage_scale: float | None
 
@@ -51,23 +49,8 @@ class Gaussian:
             network=networks.of_policy(config, 2 * action_size),
             action_size=action_size,
             num_bins=config.num_bins,
-            advantage_scale=config.advantage_scale / action_size
-            if config.scaled_softmax
-            else None,
+            advantage_scale=base.advantage_scale(config, action_size),
         )
-
-    @property
-    def action_dtype(self) -> Any:
-        """float32."""
-        return jnp.float32
-
-    @property
-    def action_shape(self) -> tuple[int, ...]:
-        """Shape of one stored action."""
-        return (self.action_size,)
-
-    def init(self, key: PRNGKeyArray, observation_size: int) -> Any:
-        return self.network.init(key, jnp.zeros(observation_size))
 
     def log_prob(
         self,
@@ -93,7 +76,7 @@ class Gaussian:
         return _log_density(mean, log_std, action), entropy
 
     def entropy_at(self, share: float) -> float:
-        return share * math.log(self.num_bins) - math.log(self.num_bins / 2)
+        return base.density_entropy_at(share, self.num_bins)
 
     def sample(
         self,
@@ -107,9 +90,6 @@ class Gaussian:
 
     def mode(self, params: Any, obs: Float[Array, "*B O"]) -> Float[Array, "*B A"]:
         return self._moments(params, obs, 1.0)[0]
-
-    def random(self, key: PRNGKeyArray, batch: int) -> Float[Array, "batch A"]:
-        return jax.random.uniform(key, (batch, self.action_size), minval=-1.0)
 
     def control(self, action: Float[Array, "*B A"]) -> Float[Array, "*B A"]:
         return jnp.clip(action, -1.0, 1.0)

@@ -19,41 +19,22 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from iqmjx import networks
 from iqmjx.config import Config
-from iqmjx.networks import MLP
+from iqmjx.policies.base import DensityPolicy
 
 _LOG_STD_RANGE = (-20.0, 2.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class TanhGaussian:
+class TanhGaussian(DensityPolicy):
     """Tanh-Gaussian policy.
 
-    Attributes:
-        network: maps observations to 2 * A outputs, means and log-deviations.
-        action_size: A.
+    Its network maps observations to 2 * A outputs, means and log-deviations.
     """
-
-    network: MLP
-    action_size: int
 
     @classmethod
     def from_config(cls, config: Config, action_size: int) -> TanhGaussian:
         """The policy that a config describes."""
         return cls(networks.of_policy(config, 2 * action_size), action_size)
-
-    @property
-    def action_dtype(self) -> Any:
-        """float32."""
-        return jnp.float32
-
-    @property
-    def action_shape(self) -> tuple[int, ...]:
-        """Shape of one stored action."""
-        return (self.action_size,)
-
-    def init(self, key: PRNGKeyArray, observation_size: int) -> Any:
-        """Fresh parameters; `key` is consumed."""
-        return self.network.init(key, jnp.zeros(observation_size))
 
     def sample_with_log_prob(
         self, params: Any, obs: Float[Array, "*B O"], key: PRNGKeyArray
@@ -76,14 +57,6 @@ class TanhGaussian:
     def mode(self, params: Any, obs: Float[Array, "*B O"]) -> Float[Array, "*B A"]:
         """The squashed mean, by which SAC is evaluated."""
         return jnp.tanh(self._moments(params, obs)[0])
-
-    def random(self, key: PRNGKeyArray, batch: int) -> Float[Array, "batch A"]:
-        """Uniformly random actions; `key` is consumed."""
-        return jax.random.uniform(key, (batch, self.action_size), minval=-1.0)
-
-    def control(self, action: Float[Array, "*B A"]) -> Float[Array, "*B A"]:
-        """The action: it is in [-1, 1]^A already."""
-        return action
 
     def _moments(self, params, obs):
         outputs: Any = self.network.apply(params, obs)
