@@ -211,6 +211,36 @@ def test_loss_gradient_is_the_hand_derived_one():
     )
 
 
+@pytest.mark.parametrize(("algo", "munchausen"), [("pcl", 0.0), ("trust_pcl", 0.9)])
+def test_pcl_bootstraps_from_the_value_it_trains(algo, munchausen):
+    """Both ends of the error give V its gradient: the loss written out."""
+    agent = make_agent(algo=algo)
+    learner = perturbed(agent.init(jax.random.key(0)))
+    batch = make_batch()
+
+    def written_out(params):
+        log_prob = agent.policy.log_prob(params.policy, batch.obs, batch.action, 0.3)
+        target_log_prob = agent.policy.log_prob(
+            learner.target_params.policy, batch.obs, batch.action, 0.3
+        )
+        next_value = jnp.where(
+            batch.terminated, 0, agent.value(params.value, batch.next_obs)
+        )
+        target = batch.reward + munchausen * 0.3 * target_log_prob + 0.99 * next_value
+        value = agent.value(params.value, batch.obs)
+        return jnp.mean(jnp.square(target - 0.3 * log_prob - value))
+
+    got, _ = jax.jit(jax.grad(agent.loss, has_aux=True))(
+        learner.params,
+        learner.target_params,
+        jnp.asarray(0.3),
+        batch,
+        jax.random.key(2),
+    )
+    expected = jax.jit(jax.grad(written_out))(learner.params)
+    chex.assert_trees_all_close(got, expected, rtol=1e-3, atol=1e-5)
+
+
 def test_no_gradient_reaches_target_parameters():
     agent = make_agent(algo="m_iq")
     learner = perturbed(agent.init(jax.random.key(0)))
