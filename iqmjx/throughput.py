@@ -67,10 +67,11 @@ def measure(config: Config, rounds: int) -> dict[str, Any]:
             "in_scan": (in_scan, _ROLLOUT_STEPS),
             "rollout": (raw, _ROLLOUT_STEPS),
         }
-    measured = rates(parts, rounds)  # vector steps (or updates) per second
+    measured = _rates(parts, rounds)  # vector steps (or updates) per second
     steps = {name: rate * config.num_envs for name, rate in measured.items()}
     update_rate = measured["updates"]
     ideal = 1 / (1 / measured["physics"] + per_vector_step / update_rate)
+    updates_in_training = measured["training"] * per_vector_step
     result = {
         "env": setup.env.gymnasium_id,
         "physics": engine.name,
@@ -84,10 +85,8 @@ def measure(config: Config, rounds: int) -> dict[str, Any]:
         "physics_steps_per_second": steps["physics"] * setup.env.frame_skip,
         "acting_env_steps_per_second": steps["acting"],
         "updates_only_per_second": update_rate,
-        "updates_per_second": measured["training"] * per_vector_step,
-        "samples_per_second": measured["training"]
-        * per_vector_step
-        * config.batch_size,
+        "updates_per_second": updates_in_training,
+        "samples_per_second": updates_in_training * config.batch_size,
         "efficiency": measured["training"] / ideal,
         "peak_memory_bytes": _peak_memory(),
     }
@@ -99,7 +98,7 @@ def measure(config: Config, rounds: int) -> dict[str, Any]:
     return result
 
 
-def rates(
+def _rates(
     parts: dict[str, tuple[Callable[[], Any], int]], rounds: int
 ) -> dict[str, float]:
     """Median rate of each part: its units of work per second."""

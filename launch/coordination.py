@@ -30,6 +30,7 @@ from iqmjx import agents, cli, presets
 from iqmjx.replay import Transition
 
 CLASSES = ("multicategorical", "autoregressive", "gaussian", "flow")
+_BINNED = CLASSES[:2]
 TEMPERATURE = 0.1
 NUM_BINS = 11
 _WIDTH = 0.2
@@ -75,7 +76,7 @@ def grid(name: str) -> Grid:
 
     Of a wider box for the Gaussian.
     """
-    if name in ("multicategorical", "autoregressive"):
+    if name in _BINNED:
         line, area = np.linspace(-1, 1, NUM_BINS), 1.0
     else:
         reach = 3 if name == "gaussian" else 1
@@ -163,9 +164,8 @@ def main() -> None:
     rows, policies = [], {}
     for name in CLASSES:
         policies[name] = learned = learn(name)
-        optimum, limit = best("autoregressive"), best(name)
-        if name in ("gaussian", "flow"):
-            optimum = best("flow")
+        limit = best(name)
+        optimum = best("autoregressive" if name in _BINNED else "flow")
         rows.append(
             {
                 "policy": name,

@@ -150,7 +150,7 @@ def physics(scale: Scale) -> dict[str, Any]:
             config = dataclasses.replace(config, chunk_steps=scale.vector_steps)
             setup = loop.make_setup(config)
             start = time.perf_counter()
-            state = jax.jit(loop.init, static_argnums=0)(setup, jax.random.key(0))
+            state = _begin(setup)
             stepping = throughput.stepping(setup, state)
             _, (overflowed, diverged) = jax.block_until_ready(stepping())
             compiling, captured = time.perf_counter() - start, _captured_graphs()
@@ -198,7 +198,7 @@ def ring(scale: Scale) -> dict[str, Any]:
     """Seconds for an insert and a sample of a vector step; ring-sized copies: none."""
     setup = loop.make_setup(_config(scale))
     config = setup.config
-    state = jax.jit(loop.init, static_argnums=0)(setup, jax.random.key(0))
+    state = _begin(setup)
     compiled = loop.train_chunk.lower(setup, state).compile()
     rows_per_copy = f"[{config.max_replay_size},"
     copies = [
@@ -241,7 +241,7 @@ def training(scale: Scale) -> dict[str, Any]:
     config = _config(scale)
     result = throughput.measure(config, scale.rounds)
     setup = loop.make_setup(config)
-    state = jax.jit(loop.init, static_argnums=0)(setup, jax.random.key(0))
+    state = _begin(setup)
     while int(state.replay.size) <= config.min_replay_size:
         state, _ = loop.train_chunk(setup, state)
     with tempfile.TemporaryDirectory() as folder:
@@ -359,6 +359,10 @@ def _config(scale: Scale, **changes: Any) -> Config:
     return presets.resolve(given, "gpu").config
 
 
+def _begin(setup: loop.Setup) -> loop.TrainState:
+    return jax.jit(loop.init, static_argnums=0)(setup, jax.random.key(0))
+
+
 def _seconds(call: Callable[..., Any], *arguments: Any, rounds: int) -> float:
     """Least time of a call that has been compiled."""
     jax.block_until_ready(call(*arguments))
@@ -409,7 +413,7 @@ def _update_seconds(scale: Scale, batch: int, variant: Variant) -> float:
     if variant.flat:
         agent = dataclasses.replace(agent, optimizer=optax.flatten(agent.optimizer))
     setup = dataclasses.replace(setup, agent=agent)
-    state = jax.jit(loop.init, static_argnums=0)(setup, jax.random.key(0))
+    state = _begin(setup)
     options = _COMMAND_BUFFERS if variant.graph else None
     with jax.default_matmul_precision(_PRECISIONS[variant.precision]):
         call = throughput.updating(setup, state, options)
