@@ -68,6 +68,7 @@ def make_setup(config: Config) -> Setup:
     return Setup(config, env, agent)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init(setup: Setup, key: PRNGKeyArray) -> TrainState:
     """The state that a run begins with; `key` is consumed."""
     config, env, agent = setup.config, setup.env, setup.agent

@@ -30,8 +30,13 @@ _ROLLOUT_WORLDS, _ROLLOUT_STEPS = 256, 20
 _PACKAGES = ("jax", "jaxlib", "mujoco", "mujoco-mjx", "warp-lang")
 
 
-def measure(config: Config, rounds: int) -> dict[str, Any]:
+def measure(config: Config, rounds: int, trace: str | None = None) -> dict[str, Any]:
     """Benchmarks one config: compile time, the parts' rates, and their whole.
+
+    Args:
+        config: what is benchmarked.
+        rounds: how often each part is timed; rates are medians.
+        trace: a folder for a profile of one chunk of training, taken after the timing.
 
     Returns:
         Rates per second of wall-clock time; `efficiency` is the training rate over the
@@ -40,7 +45,7 @@ def measure(config: Config, rounds: int) -> dict[str, Any]:
         `mujoco.rollout` with the same threads, worlds and controls.
     """
     setup = loop.make_setup(config)
-    state = jax.jit(loop.init, static_argnums=0)(setup, jax.random.key(config.seed))
+    state = loop.init(setup, jax.random.key(config.seed))
     start = time.perf_counter()
     train = loop.train_chunk.lower(setup, state).compile()
     compile_seconds = time.perf_counter() - start
@@ -68,6 +73,9 @@ def measure(config: Config, rounds: int) -> dict[str, Any]:
             "rollout": (raw, _ROLLOUT_STEPS),
         }
     measured = _rates(parts, rounds)  # vector steps (or updates) per second
+    if trace is not None:
+        with jax.profiler.trace(trace):
+            jax.block_until_ready(train_once())
     steps = {name: rate * config.num_envs for name, rate in measured.items()}
     update_rate = measured["updates"]
     ideal = 1 / (1 / measured["physics"] + per_vector_step / update_rate)

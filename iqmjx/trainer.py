@@ -128,7 +128,7 @@ def _begin(
     if not resume:
         seed = jax.random.key(setup.config.seed)
         key = jax.random.fold_in(seed, _TRAINING_STREAM)
-        return 0, jax.jit(loop.init, static_argnums=0)(setup, key)
+        return 0, loop.init(setup, key)
     abstract = checkpoint.abstract_state(setup)
     env_steps, state, problems = checkpoint.restore_state(run_folder, abstract)
     for problem in problems:

@@ -238,16 +238,8 @@ def ring(scale: Scale) -> dict[str, Any]:
 
 def training(scale: Scale) -> dict[str, Any]:
     """The whole step, its parts, and where a chunk's time goes by a profile."""
-    config = _config(scale)
-    result = throughput.measure(config, scale.rounds)
-    setup = loop.make_setup(config)
-    state = _begin(setup)
-    while int(state.replay.size) <= config.min_replay_size:
-        state, _ = loop.train_chunk(setup, state)
     with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            state, metric = loop.train_chunk(setup, state)
-            jax.block_until_ready(metric)
+        result = throughput.measure(_config(scale), scale.rounds, folder)
         return result | {"costliest": _costliest(folder)}
 
 
@@ -360,7 +352,7 @@ def _config(scale: Scale, **changes: Any) -> Config:
 
 
 def _begin(setup: loop.Setup) -> loop.TrainState:
-    return jax.jit(loop.init, static_argnums=0)(setup, jax.random.key(0))
+    return loop.init(setup, jax.random.key(0))
 
 
 def _seconds(call: Callable[..., Any], *arguments: Any, rounds: int) -> float:

@@ -20,7 +20,7 @@ def setup():
 
 
 def begin(setup, seed=0):
-    return jax.jit(loop.init, static_argnums=0)(setup, jax.random.key(seed))
+    return loop.init(setup, jax.random.key(seed))
 
 
 def test_one_compilation_for_a_whole_run(setup):
@@ -147,7 +147,7 @@ def test_random_actions_fade_out_over_exploration_steps():
 @pytest.mark.parametrize("algo", ["iq", "m_iq", "pcl", "trust_pcl"])
 def test_every_class_trains_with_every_algorithm(name, algo):
     setup = toys.toy_setup(toys.Commanded(), policy=name, algo=algo, num_bins=5)
-    state = jax.jit(loop.init, static_argnums=0)(setup, jax.random.key(0))
+    state = loop.init(setup, jax.random.key(0))
     before = jax.tree.map(jnp.copy, state.learner.params)
     for _ in range(2):
         state, metrics = loop.train_chunk(setup, state)

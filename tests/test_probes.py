@@ -81,7 +81,7 @@ def test_probes(algo):
         discounting=DISCOUNT,
         normalize_observations=False,
     )
-    state = jax.jit(loop.init, static_argnums=0)(setup, jax.random.key(0))
+    state = loop.init(setup, jax.random.key(0))
     for _ in range(setup.config.num_chunks):
         state, _ = loop.train_chunk(setup, state)
     which, x, rewards, signs = zip(*CASES, strict=True)

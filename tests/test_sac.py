@@ -169,7 +169,7 @@ def test_critics_differ_at_the_start_and_equal_their_targets():
 
 def test_it_trains_in_the_same_loop():
     setup = loop.make_setup(toys.config(algo="sac"))
-    state = jax.jit(loop.init, static_argnums=0)(setup, jax.random.key(0))
+    state = loop.init(setup, jax.random.key(0))
     before = jax.tree.map(jnp.copy, state.learner.params)
     for _ in range(2):
         state, metrics = loop.train_chunk(setup, state)
