@@ -5,6 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 
+from envs.adroit.door import Door, DoorSparse
+from envs.adroit.hammer import Hammer, HammerSparse
+from envs.adroit.pen import Pen, PenSparse
+from envs.adroit.relocate import Relocate, RelocateSparse
 from envs.base import Env, State
 from envs.locomotion.ant import Ant
 from envs.locomotion.half_cheetah import HalfCheetah
@@ -12,20 +16,24 @@ from envs.locomotion.hopper import Hopper
 from envs.locomotion.humanoid import Humanoid
 from envs.locomotion.walker2d import Walker2d
 
+_LOCOMOTION = (Hopper, Walker2d, HalfCheetah, Ant, Humanoid)
+_ADROIT = (Door, Hammer, Pen, Relocate)
+_ADROIT_SPARSE = (DoorSparse, HammerSparse, PenSparse, RelocateSparse)
+
 REGISTRY: dict[str, type[Env]] = {
-    env.name: env for env in (Hopper, Walker2d, HalfCheetah, Ant, Humanoid)
+    env.name: env for env in (*_LOCOMOTION, *_ADROIT, *_ADROIT_SPARSE)
 }
 
 __all__ = ["REGISTRY", "Env", "State", "make", "resolve"]
 
 
 def resolve(name: str) -> str:
-    """Returns the registered name for any spelling (`Humanoid-v5`, `half_cheetah`).
+    """Returns the registered name for any spelling (`Humanoid-v5`, `AdroitHandPen-v1`).
 
     Raises:
         ValueError: where no task has this name; the message lists close ones.
     """
-    plain = re.sub(r"-v5$", "", name.strip(), flags=re.IGNORECASE)
+    plain = re.sub(r"^adroit_?hand_?|-v[15]$", "", name.strip(), flags=re.IGNORECASE)
     plain = re.sub(r"[^a-z0-9]", "", plain.lower())
     if plain in REGISTRY:
         return plain

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,11 +34,20 @@ class State:
     info: dict[str, Any] = struct.field(default_factory=dict)
 
 
+class Start(NamedTuple):
+    """What an episode of one world begins with."""
+
+    qpos: Float[Array, " nq"]
+    qvel: Float[Array, " nv"]
+    model_fields: dict[str, jax.Array] | None = None  # its own, by MjModel name
+
+
 class Env(abc.ABC):
     """One task. Subclasses set the constants and write the four short methods."""
 
     name: str
     gymnasium_id: str
+    gymnasium_package: str = "gymnasium"  # which registers that name
     frame_skip: int
     fields: tuple[str, ...] = ()  # derived MjData fields that the task reads
     model_fields: tuple[str, ...] = ()  # MjModel fields that a reset draws per world
@@ -78,8 +87,8 @@ class Env(abc.ABC):
         """The task's MuJoCo model."""
 
     @abc.abstractmethod
-    def initial(self, key: PRNGKeyArray) -> tuple[jax.Array, jax.Array]:
-        """Draws the (qpos [nq], qvel [nv]) that an episode begins with."""
+    def initial(self, key: PRNGKeyArray) -> Start:
+        """Draws what an episode begins with; `key` is consumed."""
 
     @abc.abstractmethod
     def observe(self, state: PhysicsState) -> Float[Array, " O"]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -44,10 +43,11 @@ def main() -> None:
             steps, checkpoint.abstract_state(setup)
         )
         if _SIM.value == "gymnasium":
-            play: Callable[..., Any] = _play_in_gymnasium
+            play: Callable[..., evaluation.Episodes] = _play_in_gymnasium
         else:
             play = _play_on_engine
-        returns, lengths = play(setup, learner, normalizer)
+        episodes = play(setup, learner, normalizer)
+    returns = np.asarray(episodes.returns)
     report = {
         "env": setup.env.gymnasium_id,
         "sim": _SIM.value,
@@ -60,17 +60,20 @@ def main() -> None:
         "std": float(np.std(returns)),
         "min": float(np.min(returns)),
         "max": float(np.max(returns)),
-        "mean_length": float(np.mean(lengths)),
+        "mean_length": float(np.mean(episodes.lengths)),
         "returns": [float(value) for value in returns],
     }
+    if episodes.succeeded is not None:
+        report["success"] = float(np.mean(episodes.succeeded))
     if _JSON.value:
         print(json.dumps(report))
         return
+    success = f", {report['success']:.0%} with success" if "success" in report else ""
     print(
         f"{report['env']} in {report['sim']}, trained for {env_steps:,} env steps: "
         f"return {report['mean']:.1f} +- {report['std']:.1f} "
         f"(min {report['min']:.1f}, max {report['max']:.1f}) over "
-        f"{report['episodes']} episodes of {report['mean_length']:.0f} steps"
+        f"{report['episodes']} episodes of {report['mean_length']:.0f} steps{success}"
     )
     if _VIDEO.value:
         print(f"video: {_VIDEO.value}")
@@ -105,10 +108,9 @@ def _play_in_gymnasium(setup, learner, normalizer):
 def _play_on_engine(setup, learner, normalizer):
     setup = evaluation.make_setup(setup, _EPISODES.value, _SIM.value)
     greedy = np.full(_EPISODES.value, _DETERMINISTIC.value)
-    episodes = evaluation.play(
+    return evaluation.play(
         setup, learner, normalizer, greedy, jax.random.key(_SEED.value)
     )
-    return np.asarray(episodes.returns), np.asarray(episodes.lengths)
 
 
 if __name__ == "__main__":

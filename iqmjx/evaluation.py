@@ -25,10 +25,13 @@ _STREAM = 1
 
 @struct.dataclass
 class Episodes:
-    """M finished episodes."""
+    """M finished episodes, on the device or the host."""
 
-    returns: Float[Array, " M"]
-    lengths: Int[Array, " M"]  # control steps
+    returns: Float[Array | np.ndarray, " M"]
+    lengths: Int[Array | np.ndarray, " M"]  # control steps
+    succeeded: (
+        Bool[Array | np.ndarray, " M"] | None
+    )  # at any step; None where tasks do not say
 
 
 def make_setup(setup: loop.Setup, num_episodes: int, physics: str) -> loop.Setup:
@@ -68,7 +71,7 @@ def play(
         return (step < setup.config.episode_length) & alive.any()
 
     def advance(carry):
-        step, worlds, alive, returns, lengths = carry
+        step, worlds, alive, returns, lengths, succeeded = carry
         obs = loop.observe(setup, normalizer, worlds.obs)
         sampled = setup.agent.act(learner, obs, jax.random.fold_in(act_key, step))
         best = setup.agent.act_greedy(learner, obs)
@@ -77,7 +80,10 @@ def play(
         worlds = jax.vmap(setup.env.step)(worlds, control)
         returns = returns + jnp.where(alive, worlds.reward, 0.0)
         lengths = lengths + alive
-        return step + 1, worlds, alive & (worlds.done == 0), returns, lengths
+        if succeeded is not None:
+            succeeded |= alive & (worlds.metrics["success"] > 0)
+        alive &= worlds.done == 0
+        return step + 1, worlds, alive, returns, lengths, succeeded
 
     start = (
         jnp.zeros((), jnp.int32),
@@ -85,9 +91,10 @@ def play(
         jnp.ones(num_worlds, bool),
         jnp.zeros(num_worlds),
         jnp.zeros(num_worlds, jnp.int32),
+        jnp.zeros(num_worlds, bool) if "success" in worlds.metrics else None,
     )
-    *_, returns, lengths = jax.lax.while_loop(unfinished, advance, start)
-    return Episodes(returns, lengths)
+    *_, returns, lengths, succeeded = jax.lax.while_loop(unfinished, advance, start)
+    return Episodes(returns, lengths, succeeded)
 
 
 def both_modes(num_episodes: int) -> np.ndarray:
@@ -103,4 +110,8 @@ def summarize(episodes: Episodes, greedy: np.ndarray) -> dict[str, float]:
         rows[f"eval/{name}_reward"] = float(returns[chosen].mean())
         rows[f"eval/{name}_reward_std"] = float(returns[chosen].std())
         rows[f"eval/avg_{name}_length"] = float(lengths[chosen].mean())
+    if episodes.succeeded is not None:
+        succeeded = np.asarray(episodes.succeeded)
+        rows["eval/success"] = float(succeeded[greedy].mean())
+        rows["eval/sampled_success"] = float(succeeded[~greedy].mean())
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,17 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from envs import physics
-from iqmjx import loop, normalize
+from envs import Env, physics
+from iqmjx import evaluation, loop, normalize
 
 _WIDTH, _HEIGHT = 480, 480
+
+
+def make(task: type[Env], **options: Any) -> gymnasium.Env:
+    """Gymnasium's own environment of a task, with options of `gymnasium.make`."""
+    gymnasium.register_envs(importlib.import_module(task.gymnasium_package))
+    with physics.quiet_compilation():
+        return gymnasium.make(task.gymnasium_id, **options)
 
 
 def play(
@@ -29,8 +37,8 @@ def play(
     deterministic: bool,
     seed: int,
     video: Path | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Plays whole episodes in `gymnasium.make(setup.env.gymnasium_id)`.
+) -> evaluation.Episodes:
+    """Plays whole episodes in Gymnasium's own environment of the run's task.
 
     Args:
         setup: the run's setup.
@@ -40,14 +48,8 @@ def play(
         deterministic: act by the policy's mode rather than sample.
         seed: of the first reset and of the sampled actions.
         video: where to write the first episode, as .mp4.
-
-    Returns:
-        Undiscounted returns [episodes] and lengths [episodes] in control steps.
     """
-    with physics.quiet_compilation():
-        env = gymnasium.make(
-            setup.env.gymnasium_id, max_episode_steps=setup.config.episode_length
-        )
+    env = make(type(setup.env), max_episode_steps=setup.config.episode_length)
     act = functools.partial(_act, setup, deterministic, learner, normalizer)
     space = env.action_space
     assert isinstance(space, gymnasium.spaces.Box)
@@ -75,7 +77,7 @@ def play_episodes(
     choose: Callable[[int, np.ndarray], np.ndarray],
     episodes: int,
     seed: int,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> evaluation.Episodes:
     """Plays whole episodes, one after another.
 
     Args:
@@ -83,20 +85,21 @@ def play_episodes(
         choose: the action for an episode's number and an observation.
         episodes: how many.
         seed: of the first reset.
-
-    Returns:
-        Undiscounted returns [episodes] and lengths [episodes] in control steps.
     """
     returns, lengths = np.zeros(episodes), np.zeros(episodes, int)
+    succeeded = np.zeros(episodes, bool)
+    told = False  # whether the task says what success is
     for episode in range(episodes):
         obs, _ = env.reset(seed=seed if episode == 0 else None)
         done = False
         while not done:
-            obs, reward, terminated, truncated, _ = env.step(choose(episode, obs))
+            obs, reward, terminated, truncated, info = env.step(choose(episode, obs))
             returns[episode] += float(reward)
             lengths[episode] += 1
+            told |= "success" in info
+            succeeded[episode] |= bool(info.get("success", False))
             done = terminated or truncated
-    return returns, lengths
+    return evaluation.Episodes(returns, lengths, succeeded if told else None)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -56,13 +56,16 @@ class Progress:
     def evaluated(self, env_steps: int, row: dict[str, float]) -> None:
         """Reports an evaluation."""
         self._returns = f"return {row['eval/episode_reward']:.1f}"
+        success = (
+            f"   success {row['eval/success']:.0%}" if "eval/success" in row else ""
+        )
         self.say(
             f"{env_steps:,} / {self._total:,} env steps   "
             f"evaluation: return {row['eval/episode_reward']:.1f} "
             f"+- {row['eval/episode_reward_std']:.1f} over "
             f"{row['eval/avg_episode_length']:.0f} steps   "
             f"sampled {row['eval/sampled_episode_reward']:.1f} "
-            f"+- {row['eval/sampled_episode_reward_std']:.1f}"
+            f"+- {row['eval/sampled_episode_reward_std']:.1f}{success}"
         )
 
     def trained(self, env_steps: int, row: dict[str, float]) -> None:

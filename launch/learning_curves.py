@@ -26,11 +26,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import gymnasium
 from absl import flags
 
 import envs
-from envs import physics
 from iqmjx import cli, gymnasium_play, metrics, run_folder
 
 _ENVS = flags.DEFINE_list("envs", [], "Tasks; all by default.")
@@ -50,6 +48,10 @@ ENV_STEPS = {
     "walker2d": 3_000_000,
     "ant": 3_000_000,
     "humanoid": 5_000_000,
+    "door": 1_000_000,
+    "hammer": 1_000_000,
+    "pen": 1_000_000,
+    "relocate": 1_000_000,
 }
 _NUM_EVALS = 21
 _EPISODES = 10
@@ -141,7 +143,10 @@ def _run(task: str, algo: str, seed: int, folder: Path) -> list[dict]:
     played = subprocess.run(
         [sys.executable, *evaluate], check=True, stdout=subprocess.PIPE, text=True
     )
-    score = json.loads(played.stdout)
+    report = json.loads(played.stdout)
+    end = {"score": report["mean"], "returns": report["returns"]}
+    if "success" in report:
+        end["success"] = report["success"]
     head = {
         "task": task,
         "algo": algo,
@@ -155,11 +160,7 @@ def _run(task: str, algo: str, seed: int, folder: Path) -> list[dict]:
         "versions": json.loads((folder / "config.json").read_text())["versions"],
         "date": time.strftime("%Y-%m-%d"),
     }
-    return [
-        head,
-        *_evaluations(rows),
-        {"score": score["mean"], "returns": score["returns"]},
-    ]
+    return [head, *_evaluations(rows), end]
 
 
 def _commit() -> str | None:
@@ -202,6 +203,8 @@ def _evaluations(rows: list[dict]) -> list[dict]:
                     **seen,
                 }
             )
+            if "eval/success" in row:
+                curve[-1]["success"] = row["eval/success"]
         else:
             last = row
     return curve
@@ -209,15 +212,18 @@ def _evaluations(rows: list[dict]) -> list[dict]:
 
 def _random(task: str, seed: int) -> list[dict]:
     """Uniform play in Gymnasium's environment."""
-    with physics.quiet_compilation():
-        env = gymnasium.make(envs.REGISTRY[task].gymnasium_id)
+    env = gymnasium_play.make(envs.REGISTRY[task])
     env.action_space.seed(seed)
-    returns, _ = gymnasium_play.play_episodes(
+    episodes = gymnasium_play.play_episodes(
         env, lambda *_: env.action_space.sample(), _RANDOM_EPISODES, seed
     )
     env.close()
     head = {"task": task, "algo": "random", "name": "", "seed": seed}
-    return [head, {"score": float(returns.mean()), "returns": returns.tolist()}]
+    returns = episodes.returns
+    end = {"score": float(returns.mean()), "returns": returns.tolist()}
+    if episodes.succeeded is not None:
+        end["success"] = float(episodes.succeeded.mean())
+    return [head, end]
 
 
 if __name__ == "__main__":

@@ -143,8 +143,8 @@ def worst_errors(task: str, found: Transitions) -> dict[str, float]:
     return {name: float(error) for name, error in errors.items()}
 
 
-def place(env: Env, qpos, qvel) -> State:
+def place(env: Env, qpos, qvel, model_fields=None) -> State:
     """One world of ours at a state in which nothing has happened yet."""
-    world = env.physics.init(qpos, qvel)
+    world = env.physics.init(qpos, qvel, model_fields)
     zero = jnp.zeros(())
     return State(world, env.observe(world), zero, zero)

@@ -111,6 +111,36 @@ def test_model_fields_are_each_worlds_own(engine, fields):
     np.testing.assert_allclose(moved[1:], [[3, 0, 0], [3, 0, 0.4]], atol=1e-5)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_static_body_collides_where_each_world_has_it(engine):
+    """Warp places geoms without joints once, unless told otherwise."""
+    table = """
+    <mujoco>
+      <worldbody>
+        <body name="table" pos="0 0 0.5"><body pos="0 0 0.1">
+          <geom type="box" size="1 1 0.05" pos="0 0 -0.2"/>
+        </body></body>
+        <body pos="0 0 1"><freejoint/><geom size="0.1"/></body>
+      </worldbody>
+    </mujoco>
+    """
+    options = {"model_fields": ["body_pos", "body_quat"], "num_worlds": 3}
+    world = make(engine, table, **options)
+    pos = np.tile(world.model.body_pos.astype(np.float32), (3, 1, 1))
+    quat = np.tile(world.model.body_quat.astype(np.float32), (3, 1, 1))
+    pos[1, 1] = [0, 0, 0.98]  # now its top is 0.93 high: the ball is 0.03 deep in it
+    pos[2, 1], quat[2, 1] = [0, 0, 0.78], [0, 1, 0, 0]  # as high, upside down
+
+    def bounce(pos, quat):
+        qpos = jnp.asarray(world.model.qpos0, jnp.float32)
+        start = world.init(qpos, jnp.zeros(6), {"body_pos": pos, "body_quat": quat})
+        return world.step(start, jnp.zeros(0)).qvel[2]
+
+    falling, thrown, turned = compiled(world, jax.vmap(bounce))(pos, quat)
+    np.testing.assert_allclose(falling, -9.81 * 3 * 0.002, rtol=1e-3)
+    assert thrown > 0.1 and abs(turned - thrown) < 1e-3
+
+
 @pytest.mark.parametrize(
     ("engine", "sizes", "expected"),
     [

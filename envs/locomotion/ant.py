@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from envs.base import Env
+from envs.base import Env, Start
 from envs.locomotion import load
 
 TORSO = 1  # body whose displacement is rewarded
@@ -38,7 +38,7 @@ class Ant(Env):
             maxval=RESET_NOISE_SCALE,
         )
         qvel = RESET_NOISE_SCALE * jax.random.normal(vel_key, (self.physics.model.nv,))
-        return self._init_qpos + noise, qvel
+        return Start(self._init_qpos + noise, qvel)
 
     def observe(self, state):
         forces = _contact_forces(state)[1:]  # without the world body

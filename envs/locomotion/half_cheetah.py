@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from envs.base import Env
+from envs.base import Env, Start
 from envs.locomotion import load
 
 CTRL_COST_WEIGHT = 0.1
@@ -33,7 +33,7 @@ class HalfCheetah(Env):
             maxval=RESET_NOISE_SCALE,
         )
         qvel = RESET_NOISE_SCALE * jax.random.normal(vel_key, (self.physics.model.nv,))
-        return self._init_qpos + noise, qvel
+        return Start(self._init_qpos + noise, qvel)
 
     def observe(self, state):
         return jnp.concatenate([state.qpos[1:], state.qvel])

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from envs.base import Env
+from envs.base import Env, Start
 from envs.locomotion import load
 
 CTRL_COST_WEIGHT = 1e-3
@@ -33,7 +33,7 @@ class Hopper(Env):
         noise = jax.random.uniform(
             key, (nq + nv,), minval=-RESET_NOISE_SCALE, maxval=RESET_NOISE_SCALE
         )
-        return self._init_qpos + noise[:nq], noise[nq:]
+        return Start(self._init_qpos + noise[:nq], noise[nq:])
 
     def observe(self, state):
         velocity = jnp.clip(state.qvel, -VELOCITY_CLIP, VELOCITY_CLIP)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from envs.base import Env
+from envs.base import Env, Start
 from envs.locomotion import load
 
 FORWARD_REWARD_WEIGHT = 1.25
@@ -40,7 +40,7 @@ class Humanoid(Env):
         noise = jax.random.uniform(
             key, (nq + nv,), minval=-RESET_NOISE_SCALE, maxval=RESET_NOISE_SCALE
         )
-        return self._init_qpos + noise[:nq], noise[nq:]
+        return Start(self._init_qpos + noise[:nq], noise[nq:])
 
     def observe(self, state):
         fields = state.fields  # by body, without the world body

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -51,6 +52,8 @@ class MjxEngine(abc.ABC):
         # MJX has no PGS, which Gymnasium's humanoid asks for. Both solve the same
         # convex problem; one control step of it differs by 4e-9 in qpos.
         spec.option.solver = mujoco.mjtSolver.mjSOL_NEWTON
+        noslip = spec.option.noslip_iterations
+        spec.option.noslip_iterations = 0
         self._prepare(spec, contacts_per_world)
         with quiet_compilation():
             self.model = spec.compile()
@@ -60,6 +63,12 @@ class MjxEngine(abc.ABC):
         data = mujoco.MjData(self.model)
         self._shapes = {name: getattr(data, name).shape for name in fields}
         self._mjx_model = self._make_model()
+        if noslip:
+            warnings.warn(
+                f"--physics {self.name} has no noslip solver: contacts slip a little "
+                f"more than in MuJoCo C, which spends {noslip} iterations on it",
+                stacklevel=1,  # one place, so that Python says it once
+            )
         self._num_worlds = num_worlds
         self._blank = jax.tree.map(
             np.asarray,
@@ -88,8 +97,9 @@ class MjxEngine(abc.ABC):
 
     def init(self, qpos, qvel, model_fields=None) -> PhysicsState:
         model_fields = model_fields or {}
-        data = self._data().replace(qpos=qpos, qvel=qvel)
-        data = self._forward(self._model(model_fields), data)
+        model = self._model(model_fields)
+        data = self._data(model).replace(qpos=qpos, qvel=qvel)
+        data = self._forward(model, data)
         state = self._state(data, model_fields, jnp.zeros((), jnp.int32))
         if "cfrc_ext" in state.fields:
             zero = jnp.zeros_like(state.fields["cfrc_ext"])
@@ -101,7 +111,7 @@ class MjxEngine(abc.ABC):
 
     def step(self, state: PhysicsState, ctrl: jax.Array) -> PhysicsState:
         model = self._model(state.model_fields)
-        data = self._data().replace(
+        data = self._data(model).replace(
             qpos=state.qpos, qvel=state.qvel, ctrl=ctrl, **state.carry._asdict()
         )
 
@@ -136,7 +146,7 @@ class MjxEngine(abc.ABC):
             **{name: model_fields[name] for name in self._model_fields}
         )
 
-    def _data(self) -> mjx.Data:
+    def _data(self, model: mjx.Model) -> mjx.Data:
         """One world's data, its large constant arrays made by the program itself."""
         return jax.tree.map(_constant, self._blank)
 

@@ -40,7 +40,14 @@ class Engine(MjxEngine):
 
     def _make_model(self) -> mjx.Model:
         self._joints = _rk4.Joints(self.model)
-        return mjx.put_model(self.model, impl="jax")
+        try:
+            return mjx.put_model(self.model, impl="jax")
+        except NotImplementedError as error:  # names what MJX lacks
+            what = str(error).replace("mjtGeom.mjGEOM_", "").rstrip(".")
+            raise ValueError(
+                f"--physics mjx cannot step this model: {what}; use --physics warp or "
+                f"native"
+            ) from error
 
     def _make_data(self, contacts: int, constraints_per_world: int) -> mjx.Data:
         return mjx.make_data(self.model, impl="jax")

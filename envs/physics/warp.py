@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import mujoco
 import warp
 from mujoco import mjx
+from mujoco.mjx._src import math
 from mujoco.mjx.third_party.mujoco_warp import OverflowType
 
 from envs.physics import OVERFLOW_CONSTRAINTS, OVERFLOW_CONTACTS
@@ -43,8 +44,38 @@ class Engine(MjxEngine):
             self.model, impl="warp", naconmax=contacts, njmax=constraints_per_world
         )
 
+    def _data(self, model: mjx.Model) -> mjx.Data:
+        data = super()._data(model)
+        if {"body_pos", "body_quat"}.isdisjoint(self._model_fields):
+            return data
+        return _place_static_geoms(model, data)
+
     def _overflow(self, data: mjx.Data) -> jax.Array:
         bits = data._impl.overflow
         constraints = jnp.where(bits & int(_CONSTRAINT_BITS), OVERFLOW_CONSTRAINTS, 0)
         contacts = jnp.where(bits & int(_CONTACT_BITS), OVERFLOW_CONTACTS, 0)
         return (constraints | contacts).astype(jnp.int32)
+
+
+def _place_static_geoms(model: mjx.Model, data: mjx.Data) -> mjx.Data:
+    """Puts the geoms of bodies without joints where this world's model has them.
+
+    Warp does so once, when data are made, and never again: without this, a door's frame
+    would be drawn (and sensed) where its world has it, and collide where the file has.
+    """
+    static = [body for body, weld in enumerate(model.body_weldid) if weld == 0]
+    places = {0: (jnp.zeros(3), jnp.array([1.0, 0, 0, 0]))}
+    for body in static[1:]:
+        position, turn = places[int(model.body_parentid[body])]
+        places[body] = (
+            position + math.rotate(model.body_pos[body], turn),
+            math.quat_mul(turn, math.normalize(model.body_quat[body])),
+        )
+    xpos, xmat = data.geom_xpos, data.geom_xmat
+    for geom, body in enumerate(model.geom_bodyid):
+        if body in places:
+            position, turn = places[int(body)]
+            moved = position + math.rotate(model.geom_pos[geom], turn)
+            turned = math.quat_to_mat(math.quat_mul(turn, model.geom_quat[geom]))
+            xpos, xmat = xpos.at[geom].set(moved), xmat.at[geom].set(turned)
+    return data.replace(geom_xpos=xpos, geom_xmat=xmat)

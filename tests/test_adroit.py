@@ -1,0 +1,293 @@
+"""The Adroit hand against gymnasium-robotics' own environments."""
+
+import contextlib
+import functools
+import importlib.metadata
+from typing import NamedTuple
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+import envs
+from envs import vector
+from iqmjx import gymnasium_play
+from tests import parity
+
+TASKS = ("door", "hammer", "pen", "relocate")
+SPARSE = tuple(f"{task}sparse" for task in TASKS)
+STATES, ACTIONS = 32, 20
+# Largest difference in qpos of a warp step from MuJoCo C's, noslip off in both, of all
+# 640 and all entries. Contacts amplify float32 rounding.
+WARP_MAXIMUM = {"door": 5e-2, "hammer": 5e-3, "pen": 5e-3, "relocate": 5e-3}
+
+
+@functools.cache
+def gym_env(task):
+    env = gymnasium_play.make(envs.REGISTRY[task]).unwrapped
+    env.reset(seed=0)  # which measures the pen
+    return env
+
+
+def qpos_of(env, joint):
+    return env.model.joint(joint).qposadr[0]
+
+
+def toward_success(task, env, rng):
+    """Moves a played state to where the task's bonuses are near."""
+    qpos, model = env.data.qpos, env.model
+    if task == "door":
+        qpos[qpos_of(env, "door_hinge")] = rng.uniform(0, 1.57)
+    elif task == "hammer":
+        qpos[qpos_of(env, "nail_dir")] = rng.uniform(0.06, 0.1)
+        qpos[qpos_of(env, "OBJTz")] += rng.uniform(0, 0.2)
+    elif task == "pen":
+        quaternion = [0.7, 0, 0.7, 0] + rng.uniform(-0.2, 0.2, 4)  # as the pen lies
+        model.body("target").quat[:] = quaternion / np.linalg.norm(quaternion)
+    else:
+        offset = model.site("target").pos - model.body("Object").pos
+        for axis, joint in enumerate(("OBJTx", "OBJTy", "OBJTz")):
+            qpos[qpos_of(env, joint)] = offset[axis] + rng.uniform(-0.1, 0.1)
+
+
+@functools.cache
+def starts(task):
+    """32 states of random play from random resets: (qpos, qvel, model_fields).
+
+    Every other one is moved to where the bonuses are near.
+    """
+    env, rng = gym_env(task), np.random.default_rng(0)
+    names = envs.REGISTRY[task].model_fields
+    env.reset(seed=0)
+    rows = []
+    for state in range(STATES):
+        env.reset()
+        for _ in range(rng.integers(0, 20 if state % 2 else 200)):
+            env.step(rng.uniform(-1, 1, env.model.nu))
+        if state % 2:
+            toward_success(task, env, rng)
+        fields = {name: getattr(env.model, name).copy() for name in names}
+        rows.append((env.data.qpos.copy(), env.data.qvel.copy(), fields))
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+    return jax.tree.map(lambda leaf: leaf.astype(np.float32), stacked)
+
+
+class Outcome(NamedTuple):
+    """What stepping each of the 640 pairs once led to."""
+
+    first_obs: np.ndarray  # [640, O], before the step
+    obs: np.ndarray  # [640, O]
+    reward: np.ndarray  # [640]
+    success: np.ndarray  # [640]
+    qpos: np.ndarray  # [640, nq]
+
+
+@functools.cache
+def pairs(task):
+    """The 640 (qpos, qvel, model_fields, ctrl) that are stepped once.
+
+    Controls are drawn, not actions: each side rounds what it makes of an action.
+    """
+    repeated = jax.tree.map(lambda leaf: np.repeat(leaf, ACTIONS, 0), starts(task))
+    low, high = gym_env(task).model.actuator_ctrlrange.T
+    size = (STATES * ACTIONS, len(low))
+    ctrl = np.random.default_rng(1).uniform(low, high, size).astype(np.float32)
+    return *repeated, ctrl
+
+
+@contextlib.contextmanager
+def exact_control(env, ctrl):
+    """Yields the action for a control, and lets the environment use just that.
+
+    Its scaling loses the last bit, which a pen on fingertips may turn into 1e-4.
+    """
+    simulate = env.do_simulation
+
+    def do_simulation(scaled, frames):
+        np.testing.assert_allclose(scaled, ctrl, rtol=1e-12, atol=1e-12)
+        simulate(ctrl, frames)
+
+    env.do_simulation = do_simulation
+    yield (ctrl - env.act_mean) / env.act_rng
+    env.do_simulation = simulate
+
+
+@functools.cache
+def expected(name):
+    """What gymnasium-robotics makes of `pairs`."""
+    env = gym_env(name)
+    qpos, qvel, model_fields, ctrl = pairs(name.removesuffix("sparse"))
+    rows = []
+    for row in range(STATES * ACTIONS):
+        for field, values in model_fields.items():
+            getattr(env.model, field)[:] = values[row]
+        first = parity.gym_place(env, qpos[row], qvel[row])
+        with exact_control(env, ctrl[row]) as action:
+            obs, reward, _, _, info = env.step(action)
+        success = bool(info["success"])
+        rows.append(Outcome(first, obs, float(reward), success, env.data.qpos.copy()))
+    return Outcome(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+
+def make(name, engine, noslip=True):
+    kind = envs.REGISTRY[name]
+    if not noslip:
+
+        class WithoutNoslip(kind):
+            def spec(self):
+                spec = super().spec()
+                spec.option.noslip_iterations = 0
+                return spec
+
+        kind = WithoutNoslip
+    return kind(engine, STATES * ACTIONS)
+
+
+@functools.cache
+def computed(name, engine, noslip=True):
+    """What one of our engines makes of `pairs`, all in one vmapped call."""
+    env = make(name, engine, noslip)
+
+    def transition(qpos, qvel, model_fields, ctrl):
+        start = parity.place(env, qpos, qvel, model_fields)
+        before = start.pipeline_state
+        after = env.physics.step(before, ctrl)
+        reward, _, metrics = env.judge(before, after, ctrl)
+        obs = env.observe(after)
+        return Outcome(start.obs, obs, reward, metrics["success"], after.qpos)
+
+    step = jax.jit(jax.vmap(transition))
+    return jax.tree.map(np.asarray, step(*pairs(name.removesuffix("sparse"))))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_compiled_model_is_theirs(task):
+    ours, theirs = make(task, "native").physics.model, gym_env(task).model
+    arrays = 0
+    for name in dir(theirs):
+        want = getattr(theirs, name)
+        drawn = name in envs.REGISTRY[task].model_fields  # by every reset
+        if isinstance(want, np.ndarray) and not drawn:
+            np.testing.assert_array_equal(getattr(ours, name), want, err_msg=name)
+            arrays += 1
+    assert arrays > 200
+
+
+@pytest.mark.parametrize("name", TASKS + SPARSE)
+def test_native_transitions_are_theirs(name):
+    want, found = expected(name), computed(name, "native")
+    for column in ("first_obs", "obs", "reward"):
+        theirs, ours = getattr(want, column), getattr(found, column)
+        error, scale = np.abs(ours - theirs), np.abs(theirs).max(axis=0)
+        assert (error <= 1e-5 * (np.abs(theirs) + scale)).all(), (column, error.max())
+    np.testing.assert_array_equal(found.success, want.success)
+    assert 0 < want.success.mean() < 1  # both happen
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_actions_span_the_controls_as_theirs(task):
+    ours, theirs = envs.make(task, "native"), gym_env(task)
+    np.testing.assert_allclose(ours._ctrl_center, theirs.act_mean, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(ours._ctrl_scale, theirs.act_rng, rtol=1e-6)
+    assert ours.episode_length == gymnasium.spec(ours.gymnasium_id).max_episode_steps
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_resets_are_drawn_as_theirs(task):
+    theirs, draws = gym_env(task), 200
+    theirs.reset(seed=0)
+    names = envs.REGISTRY[task].model_fields
+    rows = []
+    for _ in range(draws):
+        theirs.reset()
+        fields = {name: getattr(theirs.model, name).copy() for name in names}
+        rows.append((theirs.data.qpos.copy(), theirs.data.qvel.copy(), fields))
+    want = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+    env = envs.make(task, "native")
+    start = jax.vmap(env.initial)(jax.random.split(jax.random.key(0), draws))
+    drawn = 0
+    leaves = zip(jax.tree.leaves(tuple(start)), jax.tree.leaves(want), strict=True)
+    for ours, his in leaves:
+        ours, his = np.asarray(ours).reshape(draws, -1), his.reshape(draws, -1)
+        varied = np.ptp(his, axis=0) > 0
+        np.testing.assert_array_equal(np.ptp(ours, axis=0) > 0, varied)
+        np.testing.assert_allclose(ours[0, ~varied], his[0, ~varied], atol=1e-6)
+        for column in np.flatnonzero(varied):
+            test = scipy.stats.ks_2samp(ours[:, column], his[:, column])
+            assert test.pvalue > 1e-3
+            drawn += 1
+    assert drawn == {"door": 3, "hammer": 1, "pen": 4, "relocate": 5}[task]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_warp_steps_are_mujocos_without_noslip(task):
+    want, found = computed(task, "native", noslip=False), computed(task, "warp", False)
+    error = np.abs(found.qpos - want.qpos).max(axis=1)
+    assert np.median(error) < 1e-5
+    assert error.max() < WARP_MAXIMUM[task]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_worlds_keep_their_own_scene_and_are_reset_one_by_one(task):
+    env, limit = envs.make(task, "native", 3), 3
+    init_key, bank_key, step_key = jax.random.split(jax.random.key(0), 3)
+    state = vector.init(env, init_key, 3, limit)
+    state = state.replace(steps=jnp.array([0, 2, 0]))  # the second one ends first
+    bank = vector.make_bank(env, bank_key, 3)
+    before = jax.tree.map(np.asarray, state.physics.model_fields)
+    step = jax.jit(functools.partial(vector.step, env, episode_length=limit))
+    action = jnp.zeros((3, env.action_size))
+    state, outcome = step(state, action, bank, step_key)
+    assert outcome.truncated.tolist() == [False, True, False]
+    for name, scenes in state.physics.model_fields.items():
+        assert len(np.unique(before[name].reshape(3, -1), axis=0)) == 3
+        np.testing.assert_array_equal(scenes[0], before[name][0])
+        np.testing.assert_array_equal(scenes[2], before[name][2])
+        fresh = np.asarray(bank.physics.model_fields[name])
+        assert any((scenes[1] == scene).all() for scene in fresh)
+    # What is read of the scene is where each world's own model has it.
+    place = {"door": 34, "hammer": 44, "pen": 36, "relocate": 38}[task]
+    assert len(np.unique(state.obs[:, place])) == 3
+
+
+def test_mjx_refuses_what_it_cannot_collide():
+    with pytest.raises(ValueError, match=r"--physics mjx .*CYLINDER.*BOX.* --physics"):
+        envs.make("door", "mjx")
+
+
+def test_engines_without_noslip_say_so():
+    with pytest.warns(UserWarning, match="--physics mjx has no noslip solver"):
+        envs.make("relocate", "mjx")
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    def missing(_name):
+        raise importlib.metadata.PackageNotFoundError
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(ValueError, match=r"pip install .gymnasium-robotics>=1\.2\.1"):
+        envs.make("pen", "native")
+
+
+@pytest.mark.parametrize("version", ["1.2.0", "1.4.3", "2.0"])
+def test_a_version_with_other_rewards_is_refused(monkeypatch, version):
+    monkeypatch.setattr(importlib.metadata, "version", lambda _name: version)
+    with pytest.raises(ValueError, match=f"gymnasium-robotics {version} are not those"):
+        envs.make("pen", "native")
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name"),
+    [
+        ("AdroitHandDoor-v1", "door"),
+        ("adroit_hand_pen", "pen"),
+        ("AdroitHandRelocateSparse-v1", "relocatesparse"),
+        ("hammer", "hammer"),
+    ],
+)
+def test_spellings(spelling, name):
+    assert envs.resolve(spelling) == name
