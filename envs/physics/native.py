@@ -41,8 +41,9 @@ _NUM_WARNINGS = int(mujoco.mjtWarning.mjNWARNING)
 _CONTACT_FULL = int(mujoco.mjtWarning.mjWARN_CONTACTFULL)
 _CONSTRAINT_FULL = int(mujoco.mjtWarning.mjWARN_CNSTRFULL)
 _CONTACT_FORCES = "cfrc_ext"
-# Worlds differ in cost (contacts), so each thread takes several blocks.
-_BLOCKS_PER_THREAD = 4
+# Worlds differ in cost (contacts), so each thread takes many blocks: the last one to
+# end is short.
+_BLOCKS_PER_THREAD = 16
 
 
 def num_threads() -> int:
@@ -230,17 +231,18 @@ class _Workers:
 
     def __init__(self, model, frame_skip, fields, model_fields, threads):
         self._model, self._frame_skip = model, frame_skip
-        self._fields, self._model_fields = fields, model_fields
+        self._model_fields = model_fields
+        data = mujoco.MjData(model)
+        self._shapes = {name: getattr(data, name).shape for name in fields}
         self._own = threading.local()
         self._blocks = threads * _BLOCKS_PER_THREAD
         self._pool = ThreadPoolExecutor(threads, "mujoco")
 
     def step(self, states, ctrl, overrides) -> _Worlds:
         count = len(states)
-        data = mujoco.MjData(self._model)
         worlds = _Worlds(
             np.empty_like(states),
-            {n: np.empty((count, *getattr(data, n).shape)) for n in self._fields},
+            {name: np.empty((count, *shape)) for name, shape in self._shapes.items()},
             np.zeros((count, _NUM_WARNINGS), int),
         )
         before = np.concatenate([states, ctrl], axis=1)
@@ -278,7 +280,7 @@ class _Workers:
         if not hasattr(self._own, "objects"):
             model = self._model.__copy__()
             data = mujoco.MjData(model)
-            sources = {name: getattr(data, name) for name in self._fields}
+            sources = {name: getattr(data, name) for name in self._shapes}
             targets = [getattr(model, name) for name in self._model_fields]
             self._own.objects = model, data, sources, targets
         return self._own.objects
