@@ -41,6 +41,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "anneal_learning_rate": True,
         "temperature": 0.1,
         "target_entropy": 0.3,
+        "advantage_scale": 1.0,
+        "value_scale": 30.0,
         "num_envs": 4096,
         "num_timesteps": 20_000_000,
         "grad_updates_per_step": 16,

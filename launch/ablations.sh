@@ -18,7 +18,8 @@ without zero-last-layer --nozero_last_layer
 without exploration "--exploration_steps 0"
 without falling-learning-rate --noanneal_learning_rate
 without short-replay "--max_replay_size 1048576"
-without small-advantage-scale "--advantage_scale 3"
+without value-scale "--value_scale 1 --advantage_scale 0.1"
+without both-scales "--value_scale 1 --advantage_scale 5" # about the paper's
 without adaptive-temperature "--target_entropy 0 --temperature 0.01"
 without average-policy "--average_rate 1"
 without nothing "" m_iq # with Munchausen
