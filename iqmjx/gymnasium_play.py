@@ -123,7 +123,8 @@ class _Recorder:
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_TRACKING
         self._camera.trackbodyid = 1
-        self._camera.distance, self._camera.elevation = 4.0, -15.0
+        extent = self._base.model.stat.extent  # metres
+        self._camera.distance, self._camera.elevation = min(4.0, extent), -15.0
         self._writer = imageio.get_writer(path, fps=round(1 / self._base.dt))
 
     def frame(self) -> None:
