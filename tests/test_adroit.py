@@ -291,3 +291,23 @@ def test_a_version_with_other_rewards_is_refused(monkeypatch, version):
 )
 def test_spellings(spelling, name):
     assert envs.resolve(spelling) == name
+
+
+def test_success_at_any_step_is_reported_from_gymnasium():
+    class Told(gymnasium.Env):
+        """Three steps; success at the second, in every other episode."""
+
+        episode = 0
+
+        def reset(self, *, seed=None, options=None):
+            self.episode, self.steps = self.episode + 1, 0
+            return np.zeros(1), {}
+
+        def step(self, action):
+            self.steps += 1
+            success = self.steps == 2 and self.episode % 2 == 0
+            return np.zeros(1), 1.0, False, self.steps == 3, {"success": success}
+
+    played = gymnasium_play.play_episodes(Told(), lambda *_: None, 4, seed=0)
+    assert played.succeeded.tolist() == [False, True, False, True]
+    assert played.returns.tolist() == [3.0] * 4 and played.lengths.tolist() == [3] * 4

@@ -263,6 +263,36 @@ def test_evaluation_stops_at_the_time_limit():
     np.testing.assert_array_equal(episodes.lengths, 1)
 
 
+class Succeeding(Ending):
+    """Says success at positions from 1 to 1.5, and wherever an episode has ended."""
+
+    def reset(self, key):
+        return self._said(super().reset(key))
+
+    def step(self, state, action):
+        return self._said(super().step(state, action))
+
+    def _said(self, state):
+        position = state.obs[0]
+        success = (position > 1) & (position < 1.5) | (position > 3.5)
+        return dataclasses.replace(state, metrics={"success": success * 1.0})
+
+
+def test_evaluation_reports_success_at_any_step_of_an_episode():
+    setup = toys.toy_setup(Succeeding(), episode_length=10)
+    state, modes = begin(setup), evaluation.both_modes(32)
+    episodes = evaluation.play(
+        setup, state.learner, state.normalizer, modes, jax.random.key(0)
+    )
+    # Starts below 0.5 pass 1 to 1.5 in their first step, and take 3 steps.
+    np.testing.assert_array_equal(episodes.succeeded, episodes.lengths == 3)
+    row = evaluation.summarize(episodes, modes)
+    assert row["eval/success"] == (np.asarray(episodes.lengths)[modes] == 3).mean()
+    assert 0 < row["eval/sampled_success"] < 1
+    plain = evaluation.Episodes(episodes.returns, episodes.lengths, None)
+    assert "eval/success" not in evaluation.summarize(plain, modes)
+
+
 def test_footprint_is_what_is_allocated(setup):
     state = begin(setup)
     bank = vector.make_bank(setup.env, jax.random.key(0), setup.config.num_envs)
