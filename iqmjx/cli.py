@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -49,6 +50,7 @@ def run(main: Callable[[], None]) -> None:
     def start(_argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.ERROR)  # Orbax logs every save
+        warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
         use_compilation_cache()
         _give_mjx_threads()
         main()

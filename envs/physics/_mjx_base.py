@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import warnings
 from typing import Any, NamedTuple
 
@@ -64,11 +65,7 @@ class MjxEngine(abc.ABC):
         self._shapes = {name: getattr(data, name).shape for name in fields}
         self._mjx_model = self._make_model()
         if noslip:
-            warnings.warn(
-                f"--physics {self.name} has no noslip solver: contacts slip a little "
-                f"more than in MuJoCo C, which spends {noslip} iterations on it",
-                stacklevel=1,  # one place, so that Python says it once
-            )
+            _warn_of_noslip(self.name, noslip)
         self._num_worlds = num_worlds
         self._blank = jax.tree.map(
             np.asarray,
@@ -162,6 +159,15 @@ class MjxEngine(abc.ABC):
             overflow=overflow,
             carry=Carry(data.act, data.time, data.qacc_warmstart),
         )
+
+
+@functools.cache  # said once
+def _warn_of_noslip(engine: str, iterations: int) -> None:
+    warnings.warn(
+        f"--physics {engine} has no noslip solver: contacts slip a little more than in "
+        f"MuJoCo C, which spends {iterations} iterations on it",
+        stacklevel=1,
+    )
 
 
 def _constant(leaf: np.ndarray) -> jax.Array:
