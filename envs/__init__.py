@@ -18,10 +18,10 @@ from envs.locomotion.walker2d import Walker2d
 
 _LOCOMOTION = (Hopper, Walker2d, HalfCheetah, Ant, Humanoid)
 _ADROIT = (Door, Hammer, Pen, Relocate)
-_ADROIT_SPARSE = (DoorSparse, HammerSparse, PenSparse, RelocateSparse)
+_SPARSE = (DoorSparse, HammerSparse, PenSparse, RelocateSparse)
 
 REGISTRY: dict[str, type[Env]] = {
-    env.name: env for env in (*_LOCOMOTION, *_ADROIT, *_ADROIT_SPARSE)
+    env.name: env for env in _LOCOMOTION + _ADROIT + _SPARSE
 }
 
 __all__ = ["REGISTRY", "Env", "State", "make", "resolve"]

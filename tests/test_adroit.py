@@ -54,6 +54,12 @@ def toward_success(task, env, rng):
             qpos[qpos_of(env, joint)] = offset[axis] + rng.uniform(-0.1, 0.1)
 
 
+def snapshot(env, names):
+    """Copies of (qpos, qvel, model_fields)."""
+    fields = {name: getattr(env.model, name).copy() for name in names}
+    return env.data.qpos.copy(), env.data.qvel.copy(), fields
+
+
 @functools.cache
 def starts(task):
     """32 states of random play from random resets: (qpos, qvel, model_fields).
@@ -70,8 +76,7 @@ def starts(task):
             env.step(rng.uniform(-1, 1, env.model.nu))
         if state % 2:
             toward_success(task, env, rng)
-        fields = {name: getattr(env.model, name).copy() for name in names}
-        rows.append((env.data.qpos.copy(), env.data.qvel.copy(), fields))
+        rows.append(snapshot(env, names))
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
     return jax.tree.map(lambda leaf: leaf.astype(np.float32), stacked)
 
@@ -204,8 +209,7 @@ def test_resets_are_drawn_as_theirs(task):
     rows = []
     for _ in range(draws):
         theirs.reset()
-        fields = {name: getattr(theirs.model, name).copy() for name in names}
-        rows.append((theirs.data.qpos.copy(), theirs.data.qvel.copy(), fields))
+        rows.append(snapshot(theirs, names))
     want = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
     env = envs.make(task, "native")
     start = jax.vmap(env.initial)(jax.random.split(jax.random.key(0), draws))

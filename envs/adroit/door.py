@@ -19,9 +19,6 @@ class Door(AdroitHand):
     xml = "adroit_door.xml"
     fields = ("site_xpos",)
     model_fields = ("body_pos",)
-    # Random play has at most 17 contacts, 111 rows.
-    contacts_per_world = 32
-    constraints_per_world = 192
 
     def __init__(self, physics_engine="auto", num_worlds=1):
         super().__init__(physics_engine, num_worlds)

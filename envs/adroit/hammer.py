@@ -20,9 +20,6 @@ class Hammer(AdroitHand):
     xml = "adroit_hammer.xml"
     fields = ("site_xpos", "xpos", "xquat", "sensordata")
     model_fields = ("body_pos",)
-    # Random play has at most 8 contacts, 72 rows.
-    contacts_per_world = 32
-    constraints_per_world = 192
 
     def __init__(self, physics_engine="auto", num_worlds=1):
         super().__init__(physics_engine, num_worlds)

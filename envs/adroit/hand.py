@@ -27,6 +27,9 @@ class AdroitHand(Env):
     frame_skip = 5
     terminates = False
     episode_length = 200
+    # Random play has at most 17 contacts, 111 rows (door).
+    contacts_per_world = 32
+    constraints_per_world = 192
 
     def __init__(self, physics_engine: str = "auto", num_worlds: int = 1):
         super().__init__(physics_engine, num_worlds)

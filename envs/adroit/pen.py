@@ -23,9 +23,6 @@ class Pen(AdroitHand):
     xml = "adroit_pen.xml"
     fields = ("site_xpos", "xpos")
     model_fields = ("body_quat",)
-    # Random play has at most 8 contacts, 61 rows.
-    contacts_per_world = 32
-    constraints_per_world = 192
 
     def __init__(self, physics_engine="auto", num_worlds=1):
         super().__init__(physics_engine, num_worlds)

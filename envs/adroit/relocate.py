@@ -20,9 +20,6 @@ class Relocate(AdroitHand):
     xml = "adroit_relocate.xml"
     fields = ("site_xpos", "xpos")
     model_fields = ("body_pos", "site_pos")
-    # Random play has at most 14 contacts, 108 rows.
-    contacts_per_world = 32
-    constraints_per_world = 192
 
     def __init__(self, physics_engine="auto", num_worlds=1):
         super().__init__(physics_engine, num_worlds)
