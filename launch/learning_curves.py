@@ -26,6 +26,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 
 import envs
@@ -144,9 +145,6 @@ def _run(task: str, algo: str, seed: int, folder: Path) -> list[dict]:
         [sys.executable, *evaluate], check=True, stdout=subprocess.PIPE, text=True
     )
     report = json.loads(played.stdout)
-    end = {"score": report["mean"], "returns": report["returns"]}
-    if "success" in report:
-        end["success"] = report["success"]
     head = {
         "task": task,
         "algo": algo,
@@ -160,7 +158,14 @@ def _run(task: str, algo: str, seed: int, folder: Path) -> list[dict]:
         "versions": json.loads((folder / "config.json").read_text())["versions"],
         "date": time.strftime("%Y-%m-%d"),
     }
+    end = _score(report["returns"], report.get("success"))
     return [head, *_evaluations(rows), end]
+
+
+def _score(returns: list[float], success: float | None) -> dict:
+    """A curve's last line; `success` where the task says what that is."""
+    end = {"score": float(np.mean(returns)), "returns": returns}
+    return end if success is None else end | {"success": success}
 
 
 def _commit() -> str | None:
@@ -219,11 +224,9 @@ def _random(task: str, seed: int) -> list[dict]:
     )
     env.close()
     head = {"task": task, "algo": "random", "name": "", "seed": seed}
-    returns = episodes.returns
-    end = {"score": float(returns.mean()), "returns": returns.tolist()}
-    if episodes.succeeded is not None:
-        end["success"] = float(episodes.succeeded.mean())
-    return [head, end]
+    told = episodes.succeeded
+    success = None if told is None else float(told.mean())
+    return [head, _score(episodes.returns.tolist(), success)]
 
 
 if __name__ == "__main__":
