@@ -216,8 +216,10 @@ def test_entropy_is_the_mean_of_minus_log_pi(name):
     log_prob, entropy = jax.jit(policy.log_prob_and_entropy)(
         params, many, action, jax.random.key(7), 0.1
     )
+    # The flow inverts itself in float32: off by up to 7e-5, compiled or not.
+    atol = 5e-4 if name == "flow" else 1e-5
     np.testing.assert_allclose(
-        log_prob, policy.log_prob(params, many, action, 0.1), rtol=1e-3, atol=1e-3
+        log_prob, policy.log_prob(params, many, action, 0.1), rtol=0, atol=atol
     )
     error = np.std(log_prob) / 20_000**0.5
     np.testing.assert_allclose(entropy.mean(), -log_prob.mean(), atol=6 * error)
