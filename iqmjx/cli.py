@@ -52,7 +52,9 @@ def run(main: Callable[[], None]) -> None:
             logging.set_verbosity(logging.ERROR)  # Orbax logs every save
         warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
         use_compilation_cache()
-        _give_mjx_threads()
+        asked = ("physics", "sim")
+        if any(f in flags.FLAGS and flags.FLAGS[f].value == "mjx" for f in asked):
+            give_mjx_threads()
         main()
 
     app.run(start, flags_parser=parse)
@@ -99,13 +101,12 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache / "iqmjx" / "xla"))
 
 
-def _give_mjx_threads() -> None:
+def give_mjx_threads() -> None:
     """Widens XLA's thread pool for MJX on a CPU, unless the environment decides.
 
     jaxlib 0.10 and 0.11 run batched Cholesky factorizations on the pool that they wait
     in: where as many run at once as it has threads (MJX has two, so do small machines),
     all wait forever. Other engines do without, and a wide pool would slow them down.
+    Must be called before anything is computed.
     """
-    asked = ("physics", "sim")
-    if any(name in flags.FLAGS and flags.FLAGS[name].value == "mjx" for name in asked):
-        os.environ.setdefault("PJRT_NPROC", _MJX_THREADS)
+    os.environ.setdefault("PJRT_NPROC", _MJX_THREADS)

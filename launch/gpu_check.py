@@ -3,14 +3,16 @@
     python launch/gpu_check.py --out launch/results/gpu
     python launch/gpu_check.py --scale smoke --out /tmp/check    # tiny, on any machine
 
-Each stage writes OUT/STAGE.json as it ends, and one that is there already is not run
-again: the same command goes on where it stopped, and `--stages physics,updates` runs
-some alone. OUT/summary.md tabulates what there is. The stages:
+Each stage is a process of its own, with the device to itself, and writes OUT/STAGE.json
+as it ends; one that is there already is not run again: the same command goes on where
+it stopped, and `--stages run,training` runs some alone. OUT/summary.md tabulates what
+there is. The stages:
 
 - ceilings   bandwidth of a copy, and rates of matrix products by precision
-- physics    each engine: one control step against MuJoCo C, then env steps/s by worlds
-- updates    updates/s by batch and precision, with XLA's command buffers, and with one
-             flat vector of parameters in the optimizer
+- warp, mjx, native
+             an engine: one control step against MuJoCo C, then env steps/s by worlds
+- updates    updates/s by batch and, at the preset's, by precision, with XLA's command
+             buffers, and with one flat vector of parameters in the optimizer
 - replay     inserts and samples of a full ring, and what the compiled chunk copies
 - training   the whole step by iqmjx.throughput, and its costliest operations
 - run        a run with learning, its curve, and its score in MuJoCo C
@@ -66,12 +68,12 @@ SCALES = {
     "full": Scale(
         copy_bytes=2**30,
         matrix=8192,
-        worlds={"warp": (1024, 2048, 4096, 8192, 16384), "mjx": (1024, 4096)},
+        worlds={"warp": (1024, 4096, 16384), "mjx": (4096,), "native": (4096,)},
         vector_steps=16,
-        batches=(256, 1024, 4096, 8192, 32768),
+        batches=(256, 1024, 8192, 32768),
         updates=32,
         rounds=3,
-        settings={"num_evals": 11, "num_checkpoints": 2},
+        settings={"num_evals": 7, "num_checkpoints": 1},
     ),
     "smoke": Scale(
         copy_bytes=2**22,
@@ -122,7 +124,7 @@ _TOP = 15
 
 def ceilings(scale: Scale) -> dict[str, Any]:
     """Bytes/s of a copy and FLOP/s of matrix products: what nothing here can exceed."""
-    array = jnp.zeros(scale.copy_bytes // 4)
+    array = jax.random.normal(jax.random.key(0), (scale.copy_bytes // 4,))
     seconds = _seconds(jax.jit(lambda x: x + 1), array, rounds=scale.rounds)
     result: dict[str, Any] = {
         "machine": throughput.machine(),
@@ -132,70 +134,68 @@ def ceilings(scale: Scale) -> dict[str, Any]:
     size = scale.matrix
     for name, precision in _PRECISIONS.items():
         dtype = jnp.bfloat16 if name == "bf16" else jnp.float32
-        matrix = jnp.ones((size, size), dtype)
+        matrix = jax.random.normal(jax.random.key(1), (size, size), dtype)
         product = jax.jit(functools.partial(jnp.matmul, precision=precision))
         seconds = _seconds(product, matrix, matrix, rounds=scale.rounds)
         result[f"{name}_flops_per_second"] = 2 * size**3 / seconds
     return result
 
 
-def physics(scale: Scale) -> dict[str, Any]:
-    """Each engine against MuJoCo C, and its rate by the number of worlds."""
-    rows, errors, refused = [], {}, {}
-    for engine, counts in scale.worlds.items():
-        try:
-            envs.make(_ENV.value, engine)
-        except ValueError as error:  # mjx does not know every collision
-            refused[engine] = str(error)
-            continue
-        if engine != "native":
-            errors[engine] = _step_error(engine)
-        for count in counts:
-            config = _config(scale, physics=engine, num_envs=count)
-            config = dataclasses.replace(config, chunk_steps=scale.vector_steps)
-            setup = loop.make_setup(config)
-            start = time.perf_counter()
-            state = _begin(setup)
-            stepping = throughput.stepping(setup, state)
-            _, (overflowed, diverged) = jax.block_until_ready(stepping())
-            compiling, captured = time.perf_counter() - start, _captured_graphs()
-            seconds = _seconds(stepping, rounds=scale.rounds)
-            rows.append(
-                {
-                    "engine": engine,
-                    "worlds": count,
-                    "env_steps_per_second": count * scale.vector_steps / seconds,
-                    "seconds_to_first": compiling,
-                    "graphs_captured_again": _captured_graphs() - captured,
-                    "worlds_overflowed": int(overflowed.sum()),
-                    "worlds_diverged": int(diverged.sum()),
-                }
-            )
-            print(json.dumps(rows[-1]), flush=True)
-    return {"largest_qpos_error": errors, "refused": refused, "rates": rows}
+def physics(engine: str, scale: Scale) -> dict[str, Any]:
+    """An engine against MuJoCo C, and its rate by the number of worlds."""
+    if engine == "mjx":
+        cli.give_mjx_threads()
+    try:
+        envs.make(_ENV.value, engine)
+    except ValueError as error:  # mjx does not know every collision
+        return {"refused": str(error)}
+    result: dict[str, Any] = {"rates": []}
+    if engine != "native":
+        result["largest_qpos_error"] = _step_error(engine)
+    for count in scale.worlds[engine]:
+        config = _config(scale, physics=engine, num_envs=count)
+        config = dataclasses.replace(config, chunk_steps=scale.vector_steps)
+        setup = loop.make_setup(config)
+        start = time.perf_counter()
+        state = _begin(setup)
+        stepping = throughput.stepping(setup, state)
+        _, (overflowed, diverged) = jax.block_until_ready(stepping())
+        compiling, captured = time.perf_counter() - start, _captured_graphs()
+        seconds = _seconds(stepping, rounds=scale.rounds)
+        result["rates"].append(
+            {
+                "worlds": count,
+                "env_steps_per_second": count * scale.vector_steps / seconds,
+                "seconds_to_first": compiling,
+                "graphs_captured_again": _captured_graphs() - captured,
+                "worlds_overflowed": int(overflowed.sum()),
+                "worlds_diverged": int(diverged.sum()),
+            }
+        )
+        print(json.dumps(result["rates"][-1]), flush=True)
+    return result
 
 
 def updates(scale: Scale) -> dict[str, Any]:
-    """Updates per second: by batch and precision, and two levers at each batch."""
+    """Updates per second: by batch, and at the preset's the levers one by one."""
+    preset = _config(scale).batch_size
+    cases = [(batch, Variant("tf32")) for batch in scale.batches]
+    levers = [Variant("fp32"), Variant("bf16"), Variant("tf32", flat=True)]
+    if jax.default_backend() == "gpu":
+        levers.append(Variant("tf32", graph=True))
+        levers.append(Variant("tf32", flat=True, graph=True))
     rows = []
-    on_gpu = jax.default_backend() == "gpu"
-    for batch in scale.batches:
-        variants = [Variant(name) for name in _PRECISIONS]
-        variants.append(Variant("tf32", flat=True))
-        if on_gpu:
-            variants.append(Variant("tf32", graph=True))
-            variants.append(Variant("tf32", flat=True, graph=True))
-        for variant in variants:
-            seconds = _update_seconds(scale, batch, variant)
-            rows.append(
-                {"batch": batch}
-                | dataclasses.asdict(variant)
-                | {
-                    "updates_per_second": scale.updates / seconds,
-                    "samples_per_second": scale.updates * batch / seconds,
-                }
-            )
-            print(json.dumps(rows[-1]), flush=True)
+    for batch, variant in cases + [(preset, lever) for lever in levers]:
+        seconds = _update_seconds(scale, batch, variant)
+        rows.append(
+            {"batch": batch}
+            | dataclasses.asdict(variant)
+            | {
+                "updates_per_second": scale.updates / seconds,
+                "samples_per_second": scale.updates * batch / seconds,
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
     return {"rates": rows}
 
 
@@ -277,11 +277,13 @@ def run(scale: Scale) -> dict[str, Any]:
 
 STAGES: dict[str, Callable[[Scale], dict[str, Any]]] = {
     "ceilings": ceilings,
-    "physics": physics,
+    "run": run,
+    "training": training,
+    "warp": functools.partial(physics, "warp"),
     "updates": updates,
     "replay": ring,
-    "training": training,
-    "run": run,
+    "native": functools.partial(physics, "native"),
+    "mjx": functools.partial(physics, "mjx"),
 }
 
 
@@ -293,20 +295,31 @@ def main() -> None:
         for name in chosen:
             if name not in STAGES:
                 raise ValueError(f"--stages {name}: choose from {', '.join(STAGES)}")
-    out, scale = Path(_OUT.value), SCALES[_SCALE.value]
+    out = Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
-    for name in chosen:
-        path = out / f"{name}.json"
-        if path.exists():
-            print(f"{path}: there already")
-            continue
-        print(f"{name} ...", flush=True)
-        start = time.perf_counter()
-        result = STAGES[name](scale)
-        result |= {"stage_seconds": time.perf_counter() - start, "scale": _SCALE.value}
-        path.write_text(json.dumps(result, indent=1) + "\n")
-        (out / "summary.md").write_text(summary(out))
-        print(f"{path}: {result['stage_seconds']:.0f} s", flush=True)
+    missing = [name for name in chosen if not (out / f"{name}.json").exists()]
+    for name in sorted(set(chosen) - set(missing)):
+        print(f"{out / name}.json: there already")
+    if len(missing) == 1:
+        _measure(missing[0], out)
+        return
+    failed = []
+    for name in missing:
+        alone = [sys.executable, *sys.argv, f"--stages={name}"]
+        failed += [name] if subprocess.run(alone).returncode else []
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; the same command runs them again")
+
+
+def _measure(name: str, out: Path) -> None:
+    """Runs a stage in this process."""
+    print(f"{name} ...", flush=True)
+    start = time.perf_counter()
+    result = STAGES[name](SCALES[_SCALE.value])
+    result |= {"stage_seconds": time.perf_counter() - start, "scale": _SCALE.value}
+    (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (out / "summary.md").write_text(summary(out))
+    print(f"{out / name}.json: {result['stage_seconds']:.0f} s", flush=True)
 
 
 def summary(out: Path) -> str:

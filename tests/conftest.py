@@ -1,6 +1,6 @@
 import os
 
-os.environ.setdefault("PJRT_NPROC", "16")  # before jax: see cli._give_mjx_threads
+os.environ.setdefault("PJRT_NPROC", "16")  # before jax: see cli.give_mjx_threads
 
 import jax
 import pytest

@@ -39,19 +39,19 @@ def test_every_stage(tmp_path):
     results = {
         path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")
     }
-    assert set(results) == {
+    engines = {"warp", "mjx", "native"}
+    assert set(results) == engines | {
         "ceilings",
-        "physics",
         "updates",
         "replay",
         "training",
         "run",
     }
-    engines = {row["engine"] for row in results["physics"]["rates"]}
-    assert engines == {"warp", "mjx", "native"}
-    assert all(row["env_steps_per_second"] > 0 for row in results["physics"]["rates"])
-    assert set(results["physics"]["largest_qpos_error"]) == {"warp", "mjx"}
-    assert max(results["physics"]["largest_qpos_error"].values()) < 1e-3
+    for engine in engines:
+        rates = results[engine]["rates"]
+        assert rates and all(row["env_steps_per_second"] > 0 for row in rates)
+    for engine in engines - {"native"}:
+        assert results[engine]["largest_qpos_error"] < 1e-3
     assert results["replay"]["ring_copies_in_the_chunk"] == []
     assert results["training"]["costliest"][0]["seconds"] > 0
     assert 0 < results["training"]["efficiency"] < 2
