@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import mujoco
 import mujoco.rollout
 import numpy as np
+from jaxtyping import Array, PRNGKeyArray
 
 import iqmjx
 from envs import vector
@@ -40,9 +41,10 @@ def measure(config: Config, rounds: int, trace: str | None = None) -> dict[str, 
 
     Returns:
         Rates per second of wall-clock time; `efficiency` is the training rate over the
-        rate that stepping worlds and updates, each measured alone, would allow one
-        after the other; `rollout_ratio` (native only) is in-scan stepping over
-        `mujoco.rollout` with the same threads, worlds and controls.
+        rate that stepping the same worlds under the same controls, and updates, each
+        measured alone, would allow one after the other; `rollout_ratio` (native only)
+        is in-scan stepping over `mujoco.rollout` with the same threads, worlds and
+        controls.
     """
     setup = loop.make_setup(config)
     state = loop.init(setup, jax.random.key(config.seed))
@@ -52,15 +54,23 @@ def measure(config: Config, rounds: int, trace: str | None = None) -> dict[str, 
     while int(state.replay.size) < config.min_replay_size:
         state, _ = train(state)
 
-    holder = [state]
+    step, visit = stepping(setup), _visit(setup)
+    worlds: Any = None
+    controls: Any = None
+
+    def prepare():
+        nonlocal worlds, controls
+        worlds = jax.tree.map(jnp.copy, state.envs)  # training will have the others
+        controls = jax.block_until_ready(visit(state))
 
     def train_once():
-        holder[0], metrics = train(holder[0])
+        nonlocal state
+        state, metrics = train(state)
         return metrics
 
     chunk, per_vector_step = config.chunk_steps, config.grad_updates_per_step
     parts: dict[str, tuple[Callable[[], Any], int]] = {
-        "physics": (stepping(setup, state), chunk),
+        "physics": (lambda: step(worlds, controls, jax.random.key(0)), chunk),
         "acting": (_acting(setup, state), chunk),
         "updates": (updating(setup, state), chunk * per_vector_step),
         "training": (train_once, chunk),
@@ -72,13 +82,19 @@ def measure(config: Config, rounds: int, trace: str | None = None) -> dict[str, 
             "in_scan": (in_scan, _ROLLOUT_STEPS),
             "rollout": (raw, _ROLLOUT_STEPS),
         }
-    measured = _rates(parts, rounds)  # vector steps (or updates) per second
+    seen = _rates(parts, rounds, prepare)  # vector steps (or updates) per second
+    measured = {name: statistics.median(rates) for name, rates in seen.items()}
     if trace is not None:
         with jax.profiler.trace(trace):
             jax.block_until_ready(train_once())
     steps = {name: rate * config.num_envs for name, rate in measured.items()}
     update_rate = measured["updates"]
-    ideal = 1 / (1 / measured["physics"] + per_vector_step / update_rate)
+    efficiency = statistics.median(
+        training * (1 / physics + per_vector_step / updates)
+        for training, physics, updates in zip(
+            seen["training"], seen["physics"], seen["updates"], strict=True
+        )
+    )
     updates_in_training = measured["training"] * per_vector_step
     result = {
         "env": setup.env.gymnasium_id,
@@ -95,7 +111,7 @@ def measure(config: Config, rounds: int, trace: str | None = None) -> dict[str, 
         "updates_only_per_second": update_rate,
         "updates_per_second": updates_in_training,
         "samples_per_second": updates_in_training * config.batch_size,
-        "efficiency": measured["training"] / ideal,
+        "efficiency": efficiency,
         "peak_memory_bytes": _peak_memory(),
     }
     if engine.name == "native":
@@ -107,49 +123,90 @@ def measure(config: Config, rounds: int, trace: str | None = None) -> dict[str, 
 
 
 def _rates(
-    parts: dict[str, tuple[Callable[[], Any], int]], rounds: int
-) -> dict[str, float]:
-    """Median rate of each part: its units of work per second."""
+    parts: dict[str, tuple[Callable[[], Any], int]],
+    rounds: int,
+    prepare: Callable[[], None],
+) -> dict[str, list[float]]:
+    """Rates of each part by round: its units of work per second.
+
+    `prepare` is called before a round, outside all timing.
+    """
+    prepare()
     for run, _ in parts.values():
         jax.block_until_ready(run())
     seen: dict[str, list[float]] = {name: [] for name in parts}
     for _ in range(rounds):
+        prepare()
         for name, (run, units) in parts.items():
             calls, start = 0, time.perf_counter()
             while time.perf_counter() - start < _SECONDS:
                 jax.block_until_ready(run())
                 calls += 1
             seen[name].append(calls * units / (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in seen.items()}
+    return seen
 
 
-def stepping(setup: loop.Setup, state: loop.TrainState) -> Callable[[], Any]:
-    """A chunk of vector steps under random actions, resets included, in one scan.
+def stepping(setup: loop.Setup) -> Callable[..., Any]:
+    """A chunk of vector steps, resets included, in one scan.
 
-    Returns a function that runs it, for the worlds after it and the outcomes that are
-    counted of each step: (worlds that overflowed, worlds that diverged).
+    Returns a compiled function of (worlds, controls [T, N, A], key), for the worlds
+    after it and the outcomes that are counted of each step: (worlds that overflowed,
+    worlds that diverged).
     """
     config, env = setup.config, setup.env
 
     @jax.jit
-    def run(worlds, key):
+    def run(worlds, controls, key):
         bank_key, key = jax.random.split(key)
         bank = vector.make_bank(env, bank_key, config.num_envs)
 
+        def step(worlds, inputs):
+            worlds, outcome = vector.step(
+                env, worlds, inputs[0], bank, inputs[1], config.episode_length
+            )
+            return worlds, ((outcome.overflow != 0).sum(), outcome.diverged.sum())
+
+        keys = jax.random.split(key, config.chunk_steps)
+        return jax.lax.scan(step, worlds, (controls, keys))
+
+    return run
+
+
+def random_controls(setup: loop.Setup, key: PRNGKeyArray) -> Array:
+    """Controls [T, N, A] of uniform actions for a chunk."""
+    shape = (setup.config.chunk_steps, setup.config.num_envs)
+    action = setup.agent.act_random(key, shape[0] * shape[1])
+    control = setup.agent.control(action)
+    return control.reshape(*shape, control.shape[-1])
+
+
+def _visit(setup: loop.Setup) -> Callable[[loop.TrainState], Array]:
+    """The controls [T, N, A] of a training state's next chunk.
+
+    What a world costs depends on where the policy takes it (a fallen humanoid has many
+    contacts), so that stepping can be measured on what training meets. The policy stays
+    as it is, and nothing is stored.
+    """
+    config, env = setup.config, setup.env
+
+    @jax.jit
+    def run(state):
+        bank = vector.make_bank(env, state.key, config.num_envs)
+
         def step(worlds, key):
             act_key, env_key = jax.random.split(key)
-            action = setup.agent.act_random(act_key, config.num_envs)
+            obs = loop.observe(setup, state.normalizer, worlds.obs)
+            action = setup.agent.act(state.learner, obs, act_key)
             control = setup.agent.control(action)
-            worlds, outcome = vector.step(
+            worlds, _ = vector.step(
                 env, worlds, control, bank, env_key, config.episode_length
             )
-            overflowed = (outcome.overflow != 0).sum()
-            return worlds, (overflowed, outcome.diverged.sum())
+            return worlds, control
 
-        return jax.lax.scan(step, worlds, jax.random.split(key, config.chunk_steps))
+        keys = jax.random.split(state.key, config.chunk_steps)
+        return jax.lax.scan(step, state.envs, keys)[1]
 
-    worlds = jax.tree.map(jnp.copy, state.envs)  # the state itself will be donated
-    return lambda: run(worlds, jax.random.key(0))
+    return run
 
 
 def _acting(setup: loop.Setup, state: loop.TrainState) -> Callable[[], Any]:

@@ -158,7 +158,10 @@ def physics(engine: str, scale: Scale) -> dict[str, Any]:
         setup = loop.make_setup(config)
         start = time.perf_counter()
         state = _begin(setup)
-        stepping = throughput.stepping(setup, state)
+        controls = throughput.random_controls(setup, jax.random.key(1))
+        stepping = functools.partial(
+            throughput.stepping(setup), state.envs, controls, jax.random.key(2)
+        )
         _, (overflowed, diverged) = jax.block_until_ready(stepping())
         compiling, captured = time.perf_counter() - start, _captured_graphs()
         seconds = _seconds(stepping, rounds=scale.rounds)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -41,9 +40,7 @@ _NUM_WARNINGS = int(mujoco.mjtWarning.mjNWARNING)
 _CONTACT_FULL = int(mujoco.mjtWarning.mjWARN_CONTACTFULL)
 _CONSTRAINT_FULL = int(mujoco.mjtWarning.mjWARN_CNSTRFULL)
 _CONTACT_FORCES = "cfrc_ext"
-# Worlds differ in cost (contacts), so each thread takes many blocks: the last one to
-# end is short.
-_BLOCKS_PER_THREAD = 16
+_WORLDS_AT_A_TIME = 2  # worlds differ in cost, so the last that a thread takes are few
 
 
 def num_threads() -> int:
@@ -231,49 +228,53 @@ class _Workers:
 
     def __init__(self, model, frame_skip, fields, model_fields, threads):
         self._model, self._frame_skip = model, frame_skip
-        self._model_fields = model_fields
+        self._model_fields, self._threads = model_fields, threads
+        self._state_size = mujoco.mj_stateSize(model, _STATE)
         data = mujoco.MjData(model)
         self._shapes = {name: getattr(data, name).shape for name in fields}
         self._own = threading.local()
-        self._blocks = threads * _BLOCKS_PER_THREAD
         self._pool = ThreadPoolExecutor(threads, "mujoco")
+        self._worlds = functools.cache(self._room)
 
     def step(self, states, ctrl, overrides) -> _Worlds:
         count = len(states)
-        worlds = _Worlds(
-            np.empty_like(states),
-            {name: np.empty((count, *shape)) for name, shape in self._shapes.items()},
-            np.zeros((count, _NUM_WARNINGS), int),
-        )
+        worlds = self._worlds(count)
+        worlds.warnings[:] = 0
         before = np.concatenate([states, ctrl], axis=1)
-        blocks = min(count, self._blocks)
-        edges = np.linspace(0, count, blocks + 1).astype(int).tolist()
+        starts = iter(range(0, count, _WORLDS_AT_A_TIME))  # each taken by one thread
         futures = [
-            self._pool.submit(self._step_block, *block, before, overrides, worlds)
-            for block in itertools.pairwise(edges)
+            self._pool.submit(self._step, starts, before, overrides, worlds)
+            for _ in range(self._threads)
         ]
         for future in futures:
             future.result()
         return worlds
 
-    def _step_block(self, start, stop, before, overrides, worlds) -> None:
-        """Steps worlds `start` to `stop`; the GIL is released in MuJoCo's functions."""
+    def _room(self, count) -> _Worlds:
+        return _Worlds(
+            np.empty((count, self._state_size)),
+            {name: np.empty((count, *shape)) for name, shape in self._shapes.items()},
+            np.empty((count, _NUM_WARNINGS), int),
+        )
+
+    def _step(self, starts, before, overrides, worlds) -> None:
+        """Steps worlds while there are any; MuJoCo's functions release the GIL."""
         model, data, sources, targets = self._thread()
         warnings = data.warning.number
         reads = [(sources[name], out) for name, out in worlds.fields.items()]
-        rows = zip(before[start:stop], worlds.states[start:stop], strict=True)
-        for world, (row, after) in enumerate(rows, start):
-            for target, values in zip(targets, overrides, strict=True):
-                target[:] = values[world]
-            mujoco.mj_setState(model, data, row, _STATE_AND_CTRL)
-            mujoco.mj_step(model, data, self._frame_skip)
-            mujoco.mj_rnePostConstraint(model, data)
-            mujoco.mj_getState(model, data, after, _STATE)
-            for source, out in reads:
-                out[world] = source
-            if warnings.any():
-                worlds.warnings[world] = warnings
-                warnings[:] = 0
+        for start in starts:
+            for world in range(start, min(start + _WORLDS_AT_A_TIME, len(before))):
+                for target, values in zip(targets, overrides, strict=True):
+                    target[:] = values[world]
+                mujoco.mj_setState(model, data, before[world], _STATE_AND_CTRL)
+                mujoco.mj_step(model, data, self._frame_skip)
+                mujoco.mj_rnePostConstraint(model, data)
+                mujoco.mj_getState(model, data, worlds.states[world], _STATE)
+                for source, out in reads:
+                    out[world] = source
+                if warnings.any():
+                    worlds.warnings[world] = warnings
+                    warnings[:] = 0
 
     def _thread(self):
         """This thread's model, data, the fields to read and those to override."""
