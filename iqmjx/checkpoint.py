@@ -161,8 +161,8 @@ def _handlers(parts: dict[str, Any]) -> dict[str, ocp.PyTreeCheckpointHandler]:
     """Handlers that write the arrays of a state one by one, each to a folder.
 
     Orbax's other ways copy all of them first (a second replay ring), gather them in one
-    database on the way (most of one), or, from a GPU, by way of pinned memory of the
-    host (which a save of a whole state on an H100 did not survive).
+    database on the way (most of one), or, from a GPU, go by way of pinned memory of the
+    host (the one save of a whole state that was tried so, on an H100, failed).
     """
     largest = max(memory.tree_bytes(leaf) for leaf in jax.tree.leaves(parts))
     return {
