@@ -13,9 +13,9 @@ _LINE_EVERY = 10.0
 
 
 class Progress:
-    """Reports a run of `total` env steps, `done` of them already taken."""
+    """Reports a run of `total` env steps."""
 
-    def __init__(self, total: int, done: int = 0):
+    def __init__(self, total: int):
         self._console = console.Console(highlight=False, soft_wrap=True)
         self._total = total
         self._last_line = 0.0
@@ -28,7 +28,7 @@ class Progress:
             auto_refresh=self._console.is_terminal,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=total, completed=done, text="")
+        self._task = self._bar.add_task("", total=total, text="")
 
     def __enter__(self) -> Progress:
         self._bar.start()

@@ -33,20 +33,20 @@ def train(config: Config, run_folder: Path, *, resume: bool = False) -> bool:
     Raises:
         ValueError: on a resume without a checkpoint that can be read.
     """
+    start = time.perf_counter()
     setup = loop.make_setup(config)
-    env_steps, state = _begin(setup, run_folder, resume)
-    log = metrics.MetricsLog(run_folder, resume_at=env_steps if resume else None)
-    rows = metrics.read(run_folder)  # of the steps before a resume
-    spent = max((row.get("training/walltime", 0.0) for row in rows), default=0.0)
     total = config.num_chunks * config.env_steps_per_chunk
-    with (
-        contextlib.closing(log),
-        checkpoint.open_store(run_folder, state) as store,
-        Progress(total, env_steps) as progress,
-        _stop_requests() as stop,
-    ):
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(Progress(total))
+        env_steps, state = _begin(setup, run_folder, resume, progress)
+        log = metrics.MetricsLog(run_folder, resume_at=env_steps if resume else None)
+        stack.enter_context(contextlib.closing(log))
+        rows = metrics.read(run_folder)  # of the steps before a resume
+        spent = max((row.get("training/walltime", 0.0) for row in rows), default=0.0)
+        store = stack.enter_context(checkpoint.open_store(run_folder, state))
+        stop = stack.enter_context(_stop_requests())
         store.drop_after(env_steps)
-        run = _Run(setup, log, store, progress, spent)
+        run = _Run(setup, log, store, progress, start - spent)
         run.compile(state)
         evaluations = _spread(config.num_evals, config, include_start=True)
         saves = _spread(config.num_checkpoints, config, include_start=False)
@@ -71,7 +71,7 @@ def train(config: Config, run_folder: Path, *, resume: bool = False) -> bool:
 class _Run:
     """The compiled programs of a run and where their results go."""
 
-    def __init__(self, setup, log, store, progress, seconds_spent):
+    def __init__(self, setup, log, store, progress, start):
         config = setup.config
         self._setup = setup
         self._log, self._store, self._progress = log, store, progress
@@ -79,7 +79,7 @@ class _Run:
         self._eval_setup = evaluation.make_setup(
             setup, len(self._greedy), config.physics
         )
-        self._start = time.perf_counter() - seconds_spent
+        self._start = start  # what the run has taken so far ago
 
     def compile(self, state: loop.TrainState) -> None:
         """Compiles the two programs, once for the whole run."""
@@ -122,18 +122,19 @@ class _Run:
 
 
 def _begin(
-    setup: loop.Setup, run_folder: Path, resume: bool
+    setup: loop.Setup, run_folder: Path, resume: bool, progress: Progress
 ) -> tuple[int, loop.TrainState]:
     """The env steps taken and the state to go on from."""
     if not resume:
         seed = jax.random.key(setup.config.seed)
         key = jax.random.fold_in(seed, _TRAINING_STREAM)
-        return 0, loop.init(setup, key)
+        with progress.compiling("the start states"):  # and Warp's kernels: minutes
+            return 0, jax.block_until_ready(loop.init(setup, key))
     abstract = checkpoint.abstract_state(setup)
     env_steps, state, problems = checkpoint.restore_state(run_folder, abstract)
     for problem in problems:
-        print(f"warning: {problem}; falling back to an older one")
-    print(f"resuming at {env_steps:,} env steps")
+        progress.say(f"warning: {problem}; falling back to an older one")
+    progress.say(f"resuming at {env_steps:,} env steps")
     return env_steps, state
 
 

@@ -4,9 +4,9 @@
     python launch/gpu_check.py --scale smoke --out /tmp/check    # tiny, on any machine
 
 Each stage is a process of its own, with the device to itself, and writes OUT/STAGE.json
-as it ends; one that is there already is not run again: the same command goes on where
-it stopped, and `--stages run,training` runs some alone. OUT/summary.md tabulates what
-there is. The stages:
+row by row; one that is there already, whole, is not run again: the same command goes on
+where it stopped, and `--stages run,training` runs some alone. OUT/summary.md tabulates
+what there is. The stages:
 
 - ceilings   bandwidth of a copy, and rates of matrix products by precision
 - warp, mjx, native
@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +120,11 @@ _CHECKED_WORLDS = 32
 _TOLERANCE = 1e-3
 """Largest difference in qpos, of any world, that a step from MuJoCo C's may have."""
 _TOP = 15
+Results = Iterator[dict[str, Any]]
+"""A stage's result again and again as it grows, whole at last."""
 
 
-def ceilings(scale: Scale) -> dict[str, Any]:
+def ceilings(scale: Scale) -> Results:
     """Bytes/s of a copy and FLOP/s of matrix products: what nothing here can exceed."""
     array = jax.random.normal(jax.random.key(0), (scale.copy_bytes // 4,))
     seconds = _seconds(jax.jit(lambda x: x + 1), array, rounds=scale.rounds)
@@ -138,17 +140,18 @@ def ceilings(scale: Scale) -> dict[str, Any]:
         product = jax.jit(functools.partial(jnp.matmul, precision=precision))
         seconds = _seconds(product, matrix, matrix, rounds=scale.rounds)
         result[f"{name}_flops_per_second"] = 2 * size**3 / seconds
-    return result
+        yield result
 
 
-def physics(engine: str, scale: Scale) -> dict[str, Any]:
+def physics(engine: str, scale: Scale) -> Results:
     """An engine against MuJoCo C, and its rate by the number of worlds."""
     if engine == "mjx":
         cli.give_mjx_threads()
     try:
         envs.make(_ENV.value, engine)
     except ValueError as error:  # mjx does not know every collision
-        return {"refused": str(error)}
+        yield {"refused": str(error)}
+        return
     result: dict[str, Any] = {"rates": []}
     if engine != "native":
         result["largest_qpos_error"] = _step_error(engine)
@@ -175,11 +178,10 @@ def physics(engine: str, scale: Scale) -> dict[str, Any]:
                 "worlds_diverged": int(diverged.sum()),
             }
         )
-        print(json.dumps(result["rates"][-1]), flush=True)
-    return result
+        yield result
 
 
-def updates(scale: Scale) -> dict[str, Any]:
+def updates(scale: Scale) -> Results:
     """Updates per second: by batch, and at the preset's the levers one by one."""
     preset = _config(scale).batch_size
     cases = [(batch, Variant("tf32")) for batch in scale.batches]
@@ -198,11 +200,10 @@ def updates(scale: Scale) -> dict[str, Any]:
                 "samples_per_second": scale.updates * batch / seconds,
             }
         )
-        print(json.dumps(rows[-1]), flush=True)
-    return {"rates": rows}
+        yield {"rates": rows}
 
 
-def ring(scale: Scale) -> dict[str, Any]:
+def ring(scale: Scale) -> Results:
     """Seconds for an insert and a sample of a vector step; ring-sized copies: none."""
     setup = loop.make_setup(_config(scale))
     config = setup.config
@@ -233,7 +234,7 @@ def ring(scale: Scale) -> dict[str, Any]:
 
     inserts(2)
     analysis = compiled.memory_analysis()
-    return {
+    yield {
         "ring_bytes": memory.tree_bytes(full),
         "rows_inserted": config.num_envs,
         "insert_seconds": min(inserts(8) for _ in range(scale.rounds)),
@@ -244,14 +245,14 @@ def ring(scale: Scale) -> dict[str, Any]:
     }
 
 
-def training(scale: Scale) -> dict[str, Any]:
+def training(scale: Scale) -> Results:
     """The whole step, its parts, and where a chunk's time goes by a profile."""
     with tempfile.TemporaryDirectory() as folder:
         result = throughput.measure(_config(scale), scale.rounds, folder)
-        return result | {"costliest": _costliest(folder)}
+        yield result | {"costliest": _costliest(folder)}
 
 
-def run(scale: Scale) -> dict[str, Any]:
+def run(scale: Scale) -> Results:
     """Trains, and scores the end in MuJoCo C; goes on with a run that was stopped."""
     folder = Path(_OUT.value) / "run"
     train = [sys.executable, "-m", "iqmjx.train", "--logdir", str(folder)]
@@ -263,22 +264,24 @@ def run(scale: Scale) -> dict[str, Any]:
             text = ",".join(map(str, value)) if isinstance(value, tuple) else value
             train += [f"--{name}", str(text)]
     start = time.perf_counter()
-    subprocess.run(train, check=True)
-    seconds = time.perf_counter() - start
-    evaluate = [sys.executable, "-m", "iqmjx.evaluate", "--checkpoint", str(folder)]
-    evaluate += ["--sim", "native", "--json"]
-    played = subprocess.run(evaluate, check=True, stdout=subprocess.PIPE, text=True)
+    finished = subprocess.run(train).returncode == 0
     rows = metrics.read(folder)
-    return {
+    result = {
         "command": " ".join(["python", *train[1:]]),
-        "seconds": seconds,
-        "score": json.loads(played.stdout),
+        "seconds": time.perf_counter() - start,
         "curve": [row for row in rows if "eval/episode_reward" in row],
         "last": rows[-1],
     }
+    yield result
+    if not finished:
+        raise RuntimeError(f"{folder}: the run failed after {rows[-1]['env_steps']}")
+    evaluate = [sys.executable, "-m", "iqmjx.evaluate", "--checkpoint", str(folder)]
+    evaluate += ["--sim", "native", "--json"]
+    played = subprocess.run(evaluate, check=True, stdout=subprocess.PIPE, text=True)
+    yield result | {"score": json.loads(played.stdout)}
 
 
-STAGES: dict[str, Callable[[Scale], dict[str, Any]]] = {
+STAGES: dict[str, Callable[[Scale], Results]] = {
     "ceilings": ceilings,
     "run": run,
     "training": training,
@@ -300,7 +303,7 @@ def main() -> None:
                 raise ValueError(f"--stages {name}: choose from {', '.join(STAGES)}")
     out = Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
-    missing = [name for name in chosen if not (out / f"{name}.json").exists()]
+    missing = [name for name in chosen if not _whole(out / f"{name}.json")]
     for name in sorted(set(chosen) - set(missing)):
         print(f"{out / name}.json: there already")
     if len(missing) == 1:
@@ -314,15 +317,26 @@ def main() -> None:
         sys.exit(f"failed: {', '.join(failed)}; the same command runs them again")
 
 
+def _whole(path: Path) -> bool:
+    return path.exists() and json.loads(path.read_text())["whole"]
+
+
 def _measure(name: str, out: Path) -> None:
-    """Runs a stage in this process."""
+    """Runs a stage in this process, and writes what there is of it at every row."""
     print(f"{name} ...", flush=True)
-    start = time.perf_counter()
-    result = STAGES[name](SCALES[_SCALE.value])
-    result |= {"stage_seconds": time.perf_counter() - start, "scale": _SCALE.value}
-    (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-    (out / "summary.md").write_text(summary(out))
-    print(f"{out / name}.json: {result['stage_seconds']:.0f} s", flush=True)
+    path, start = out / f"{name}.json", time.perf_counter()
+
+    def write(result: dict[str, Any], whole: bool) -> None:
+        seconds = time.perf_counter() - start
+        about = {"stage_seconds": seconds, "scale": _SCALE.value, "whole": whole}
+        path.write_text(json.dumps(result | about, indent=1) + "\n")
+        (out / "summary.md").write_text(summary(out))
+        print(f"{path}: {seconds:.0f} s", flush=True)
+
+    result = {}
+    for result in STAGES[name](SCALES[_SCALE.value]):
+        write(result, whole=False)
+    write(result, whole=True)
 
 
 def summary(out: Path) -> str:

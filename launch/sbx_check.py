@@ -3,9 +3,9 @@
     pip install sbx-rl
     python launch/sbx_check.py --env halfcheetah --num_timesteps 3000000
 
-Worlds, updates per step, batch and replay are those of iqmjx's cpu preset; everything
-else is sbx's own. Writes a curve as launch/learning_curves.py does, labelled sbx-sac,
-so that `python -m iqmjx.report` shows it beside iqmjx's.
+Worlds, updates per step, batch and replay are those of iqmjx's cpu preset for the task;
+everything else is sbx's own. Writes a curve as launch/learning_curves.py does, labelled
+sbx-sac, so that `python -m iqmjx.report` shows it beside iqmjx's.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import json
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import gymnasium
 from absl import app, flags
 
 import envs
-from iqmjx.presets import PRESETS
+from iqmjx import presets
 
 _ENV = flags.DEFINE_string("env", "halfcheetah", "Task.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed.")
@@ -42,16 +41,16 @@ def main(_) -> None:
     )
 
     task, seed = envs.resolve(_ENV.value), _SEED.value
-    preset: dict[str, Any] = PRESETS["cpu"]
+    config = presets.resolve({"env": task, "algo": "sac"}, "cpu").config
     gymnasium_id = envs.REGISTRY[task].gymnasium_id
     model = sbx.SAC(
         "MlpPolicy",
-        env_util.make_vec_env(gymnasium_id, n_envs=preset["num_envs"], seed=seed),
+        env_util.make_vec_env(gymnasium_id, n_envs=config.num_envs, seed=seed),
         learning_rate=_RATE.value,
-        buffer_size=preset["max_replay_size"],
-        learning_starts=8192,
-        batch_size=preset["batch_size"],
-        gradient_steps=preset["grad_updates_per_step"],
+        buffer_size=config.max_replay_size,
+        learning_starts=config.min_replay_size,
+        batch_size=config.batch_size,
+        gradient_steps=config.grad_updates_per_step,
         policy_kwargs={"net_arch": [256, 256]},
         seed=seed,
     )

@@ -31,6 +31,11 @@ def test_a_stage_is_measured_once(tmp_path):
     assert (tmp_path / "ceilings.json").read_text() == first
     assert "## ceilings" in (tmp_path / "summary.md").read_text()
 
+    (tmp_path / "ceilings.json").write_text(json.dumps({"whole": False}))  # cut short
+    assert "there already" not in call(*out).stdout
+    again = json.loads((tmp_path / "ceilings.json").read_text())
+    assert again["whole"] and again.keys() == result.keys()
+
 
 @pytest.mark.slow
 def test_every_stage(tmp_path):
