@@ -112,13 +112,8 @@ class MjxEngine(abc.ABC):
             qpos=state.qpos, qvel=state.qvel, ctrl=ctrl, **state.carry._asdict()
         )
 
-        def substep(carry, _):
-            data, overflow = carry
-            data = self._substep(model, data)
-            return (data, overflow | self._overflow(data)), None
-
         start = (data, jnp.zeros((), jnp.int32))
-        (data, overflow), _ = jax.lax.scan(substep, start, length=self.frame_skip)
+        data, overflow = self._substeps(model, start, self.frame_skip)
         data = self._finish(model, data)
         return self._state(data, state.model_fields, overflow)
 
@@ -131,6 +126,18 @@ class MjxEngine(abc.ABC):
             once = self.name == "warp" and of_all
             total += leaf.nbytes * (1 if once else self._num_worlds)
         return total
+
+    def _substeps(
+        self, model: mjx.Model, carry: tuple[mjx.Data, jax.Array], count: int
+    ) -> tuple[mjx.Data, jax.Array]:
+        """Takes `count` substeps of (data, overflow bits so far)."""
+
+        def substep(carry, _):
+            data, overflow = carry
+            data = self._substep(model, data)
+            return (data, overflow | self._overflow(data)), None
+
+        return jax.lax.scan(substep, carry, length=count)[0]
 
     def _substep(self, model: mjx.Model, data: mjx.Data) -> mjx.Data:
         return mjx.step(model, data)

@@ -13,6 +13,7 @@ from mujoco.mjx.third_party.mujoco_warp import OverflowType
 from envs.physics import OVERFLOW_CONSTRAINTS, OVERFLOW_CONTACTS
 from envs.physics._mjx_base import MjxEngine
 
+_COMPUTE_CFRC_EXT = "opt._impl.run_rne_postconstraint"
 _CONSTRAINT_BITS = OverflowType.NEFC | OverflowType.NJMAX_NNZ
 _CONTACT_BITS = OverflowType.BROADPHASE | OverflowType.NARROWPHASE | OverflowType.CCD
 
@@ -35,7 +36,7 @@ class Engine(MjxEngine):
         # terminal. Forward passes compute cfrc_ext only where told to.
         options = {
             "opt._impl.warn_overflow": 0,
-            "opt._impl.run_rne_postconstraint": "cfrc_ext" in self._shapes,
+            _COMPUTE_CFRC_EXT: "cfrc_ext" in self._shapes,
         }
         return mjx.put_model(self.model, impl="warp").tree_replace(options)
 
@@ -43,6 +44,14 @@ class Engine(MjxEngine):
         return mjx.make_data(
             self.model, impl="warp", naconmax=contacts, njmax=constraints_per_world
         )
+
+    def _substeps(self, model, carry, count):
+        if "cfrc_ext" not in self._shapes:
+            return super()._substeps(model, carry, count)
+        # It is read after the last substep alone; each of RK4's stages computes it.
+        without = model.tree_replace({_COMPUTE_CFRC_EXT: False})
+        carry = super()._substeps(without, carry, count - 1)
+        return super()._substeps(model, carry, 1)
 
     def _data(self, model: mjx.Model) -> mjx.Data:
         data = super()._data(model)
