@@ -160,16 +160,13 @@ def _parts(state: loop.TrainState) -> dict[str, Any]:
 def _handlers(parts: dict[str, Any]) -> dict[str, ocp.PyTreeCheckpointHandler]:
     """Handlers that write the arrays of a state one by one, each to a folder.
 
-    Orbax's other ways copy all of them first (a second replay ring), gather them in one
-    database on the way (most of one), or, from a GPU, go by way of pinned memory of the
-    host (the one save of a whole state that was tried so, on an H100, failed).
+    Orbax's other ways copy all of them first (a second replay ring), or gather them in
+    one database on the way (most of one).
     """
     largest = max(memory.tree_bytes(leaf) for leaf in jax.tree.leaves(parts))
     return {
         name: ocp.PyTreeCheckpointHandler(
-            save_concurrent_gb=largest // 10**9 + 1,
-            use_ocdbt=False,
-            enable_pinned_host_transfer=False,
+            save_concurrent_gb=largest // 10**9 + 1, use_ocdbt=False
         )
         for name in parts
     }

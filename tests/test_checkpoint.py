@@ -53,6 +53,30 @@ def test_a_new_process_continues_bit_for_bit(whole, tmp_path):
     assert steps == [CHUNK * i for i in range(1, 7)]
 
 
+@pytest.mark.parametrize("engine", ["native", "mjx", "warp"])
+@pytest.mark.parametrize("task", ["hopper", "humanoid"])
+def test_a_state_of_every_engine_can_be_saved(engine, task, tmp_path):
+    config = presets.resolve(EVERY | {"env": task, "physics": engine}, "cpu").config
+    abstract = checkpoint.abstract_state(loop.make_setup(config))
+
+    def filled(leaf):
+        if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.key(7)
+        return jax.numpy.full(leaf.shape, 3, leaf.dtype)
+
+    state = jax.tree.map(filled, abstract)
+    with checkpoint.open_store(tmp_path, state) as store:
+        store.save(CHUNK, state)
+    env_steps, found, problems = checkpoint.restore_state(tmp_path, abstract)
+    assert env_steps == CHUNK and not problems
+    chex.assert_trees_all_equal(
+        *(
+            dataclasses.replace(s, key=jax.random.key_data(s.key))
+            for s in (found, state)
+        )
+    )
+
+
 def test_how_often_one_evaluates_changes_no_weight(tmp_path):
     counts, states = [], []
     for num_evals in (2, 10):

@@ -12,13 +12,12 @@ import abc
 import dataclasses
 import functools
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
-from jaxtyping import Array, Float
 from mujoco import mjx
 
 from envs.physics import PhysicsState, _capsules, quiet_compilation
@@ -26,12 +25,7 @@ from envs.physics import PhysicsState, _capsules, quiet_compilation
 _capsules.install()
 
 
-class Carry(NamedTuple):
-    """What MuJoCo continues from, beside qpos and qvel."""
-
-    act: Float[Array, "*N na"]
-    time: Float[Array, "*N"]  # seconds
-    qacc_warmstart: Float[Array, "*N nv"]
+_CONTINUED_FROM = ("act", "time", "qacc_warmstart")  # beside qpos and qvel
 
 
 class MjxEngine(abc.ABC):
@@ -63,6 +57,8 @@ class MjxEngine(abc.ABC):
         # MJX keeps matrices as such where MjData has nine numbers in a row.
         data = mujoco.MjData(self.model)
         self._shapes = {name: getattr(data, name).shape for name in fields}
+        # Without activations `act` is empty, and an empty array cannot be saved.
+        self._carried = [n for n in _CONTINUED_FROM if np.size(getattr(data, n))]
         self._mjx_model = self._make_model()
         if noslip:
             _warn_of_noslip(self.name, noslip)
@@ -109,7 +105,7 @@ class MjxEngine(abc.ABC):
     def step(self, state: PhysicsState, ctrl: jax.Array) -> PhysicsState:
         model = self._model(state.model_fields)
         data = self._data(model).replace(
-            qpos=state.qpos, qvel=state.qvel, ctrl=ctrl, **state.carry._asdict()
+            qpos=state.qpos, qvel=state.qvel, ctrl=ctrl, **state.carry
         )
 
         start = (data, jnp.zeros((), jnp.int32))
@@ -164,7 +160,7 @@ class MjxEngine(abc.ABC):
             },
             model_fields=model_fields,
             overflow=overflow,
-            carry=Carry(data.act, data.time, data.qacc_warmstart),
+            carry={name: getattr(data, name) for name in self._carried},
         )
 
 
