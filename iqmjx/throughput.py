@@ -54,14 +54,14 @@ def measure(config: Config, rounds: int, trace: str | None = None) -> dict[str, 
     while int(state.replay.size) < config.min_replay_size:
         state, _ = train(state)
 
-    step, visit = stepping(setup), _visit(setup)
+    step, visit, key = stepping(setup), _visit(setup), jax.random.key(0)
     worlds: Any = None
     controls: Any = None
 
     def prepare():
         nonlocal worlds, controls
         worlds = jax.tree.map(jnp.copy, state.envs)  # training will have the others
-        controls = jax.block_until_ready(visit(state))
+        controls = jax.block_until_ready(visit(state, key))
 
     def train_once():
         nonlocal state
@@ -70,7 +70,7 @@ def measure(config: Config, rounds: int, trace: str | None = None) -> dict[str, 
 
     chunk, per_vector_step = config.chunk_steps, config.grad_updates_per_step
     parts: dict[str, tuple[Callable[[], Any], int]] = {
-        "physics": (lambda: step(worlds, controls, jax.random.key(0)), chunk),
+        "physics": (lambda: step(worlds, controls, key), chunk),
         "acting": (_acting(setup, state), chunk),
         "updates": (updating(setup, state), chunk * per_vector_step),
         "training": (train_once, chunk),
@@ -153,23 +153,36 @@ def stepping(setup: loop.Setup) -> Callable[..., Any]:
     after it and the outcomes that are counted of each step: (worlds that overflowed,
     worlds that diverged).
     """
-    config, env = setup.config, setup.env
 
     @jax.jit
     def run(worlds, controls, key):
-        bank_key, key = jax.random.split(key)
-        bank = vector.make_bank(env, bank_key, config.num_envs)
-
-        def step(worlds, inputs):
-            worlds, outcome = vector.step(
-                env, worlds, inputs[0], bank, inputs[1], config.episode_length
-            )
-            return worlds, ((outcome.overflow != 0).sum(), outcome.diverged.sum())
-
-        keys = jax.random.split(key, config.chunk_steps)
-        return jax.lax.scan(step, worlds, (controls, keys))
+        worlds, outcomes, _ = _chunk(setup, worlds, key, lambda _, c: c, controls)
+        return worlds, outcomes
 
     return run
+
+
+def _chunk(setup: loop.Setup, worlds, key: PRNGKeyArray, choose, inputs: Array):
+    """Steps worlds for a chunk, under `choose(worlds, input)` of each step's input [T].
+
+    Returns the worlds, each step's counts (overflowed, diverged), and the controls.
+    """
+    config, env = setup.config, setup.env
+    bank_key, key = jax.random.split(key)
+    bank = vector.make_bank(env, bank_key, config.num_envs)
+
+    def step(worlds, inputs):
+        env_key, given = inputs
+        control = choose(worlds, given)
+        worlds, outcome = vector.step(
+            env, worlds, control, bank, env_key, config.episode_length
+        )
+        counts = (outcome.overflow != 0).sum(), outcome.diverged.sum()
+        return worlds, (counts, control)
+
+    keys = jax.random.split(key, config.chunk_steps)
+    worlds, (counts, controls) = jax.lax.scan(step, worlds, (keys, inputs))
+    return worlds, counts, controls
 
 
 def random_controls(setup: loop.Setup, key: PRNGKeyArray) -> Array:
@@ -180,31 +193,22 @@ def random_controls(setup: loop.Setup, key: PRNGKeyArray) -> Array:
     return control.reshape(*shape, control.shape[-1])
 
 
-def _visit(setup: loop.Setup) -> Callable[[loop.TrainState], Array]:
-    """The controls [T, N, A] of a training state's next chunk.
+def _visit(setup: loop.Setup) -> Callable[[loop.TrainState, PRNGKeyArray], Array]:
+    """The controls [T, N, A] of a training state's policy over a chunk.
 
     What a world costs depends on where the policy takes it (a fallen humanoid has many
-    contacts), so that stepping can be measured on what training meets. The policy stays
-    as it is, and nothing is stored.
+    contacts): `stepping` with these, from the state's worlds and with the same key,
+    meets what training meets, resets included. The policy stays as it is.
     """
-    config, env = setup.config, setup.env
 
     @jax.jit
-    def run(state):
-        bank = vector.make_bank(env, state.key, config.num_envs)
-
-        def step(worlds, key):
-            act_key, env_key = jax.random.split(key)
+    def run(state, key):
+        def choose(worlds, act_key):
             obs = loop.observe(setup, state.normalizer, worlds.obs)
-            action = setup.agent.act(state.learner, obs, act_key)
-            control = setup.agent.control(action)
-            worlds, _ = vector.step(
-                env, worlds, control, bank, env_key, config.episode_length
-            )
-            return worlds, control
+            return setup.agent.control(setup.agent.act(state.learner, obs, act_key))
 
-        keys = jax.random.split(state.key, config.chunk_steps)
-        return jax.lax.scan(step, state.envs, keys)[1]
+        act_keys = jax.random.split(state.key, setup.config.chunk_steps)
+        return _chunk(setup, state.envs, key, choose, act_keys)[2]
 
     return run
 
