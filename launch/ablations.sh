@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# The recipe minus each of its ingredients, on two tasks, 600k env steps, seed 0.
+# The recipe minus each of its ingredients, on two tasks, 600k env steps.
 # Run from the project's root; given again, it goes on where it stopped.
 set -euo pipefail
 out=launch/results/ablations
 
-without() { # NAME FLAGS [ALGORITHM]
+without() { # NAME FLAGS [ALGORITHM [SEEDS]]
     python launch/learning_curves.py --envs halfcheetah,hopper --algos "${3:-iq}" \
-        --seeds 0 --parallel 2 --out $out --runs checkpoints/ablations \
+        --seeds "${4:-0}" --parallel 2 --out $out --runs checkpoints/ablations \
         --name "$1" --settings "--num_timesteps 600000 --num_checkpoints 1 $2"
 }
 
-without nothing ""
+without nothing "" iq 0,1
 without layer-norm --nolayer_norm
 without scaled-softmax --noscaled_softmax
 without normalization --nonormalize_observations
 without exploration "--exploration_steps 0"
-without zero-last-layer --nozero_last_layer
+without zero-last-layer --nozero_last_layer iq 0,1
 without nothing "" m_iq # with Munchausen
 without value-scale "--value_scale 1 --advantage_scale 0.1"
 without adaptive-temperature "--target_entropy 0 --temperature 0.01"
