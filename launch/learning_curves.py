@@ -40,6 +40,9 @@ _SETTINGS = flags.DEFINE_string(
 )
 _NAME = flags.DEFINE_string("name", "", "What to call runs with further settings.")
 _PARALLEL = flags.DEFINE_integer("parallel", 1, "Runs at a time.", lower_bound=1)
+_EPISODES = flags.DEFINE_integer(
+    "episodes", 10, "In Gymnasium, at a run's end.", lower_bound=1
+)
 _RUNS = flags.DEFINE_string("runs", "checkpoints/curves", "Where run folders go.")
 _OUT = flags.DEFINE_string("out", "launch/results/curves", "Where curves go.")
 
@@ -55,7 +58,6 @@ ENV_STEPS = {
     "relocate": 1_000_000,
 }
 _NUM_EVALS = 21
-_EPISODES = 10
 _RANDOM_EPISODES = 100
 _CAN_PIN = hasattr(os, "sched_setaffinity")  # not on macOS
 
@@ -140,7 +142,7 @@ def _run(task: str, algo: str, seed: int, folder: Path) -> list[dict]:
     if rows[-1]["env_steps"] < saved.config.num_timesteps:
         raise RuntimeError(f"{folder}: stopped early; the same command goes on with it")
     evaluate = ["-m", "iqmjx.evaluate", "--checkpoint", str(folder), "--json"]
-    evaluate += ["--sim", "gymnasium", "--episodes", str(_EPISODES)]
+    evaluate += ["--sim", "gymnasium", "--episodes", str(_EPISODES.value)]
     played = subprocess.run(
         [sys.executable, *evaluate], check=True, stdout=subprocess.PIPE, text=True
     )
