@@ -81,8 +81,8 @@ TASKS: dict[tuple[str, str], dict[str, Any]] = {
     ("cpu", "hopper"): {"discounting": 0.995},
     ("cpu", "walker2d"): _LONGER_REPLAY,
     # Its physics costs five times the cheetah's, an update twice: more worlds and fewer
-    # updates for each keep the env-step rate at about 1,600 on two cores. As its learning
-    # rate nears 0 the policy gets worse; its average over 20k updates does not.
+    # updates for each keep the env-step rate at about 1,600 on two cores. As the
+    # learning rate nears 0 the policy gets worse; its average over 20k updates stays.
     ("cpu", "humanoid"): {
         "num_envs": 256,
         "chunk_steps": 32,
