@@ -82,7 +82,7 @@ TASKS: dict[tuple[str, str], dict[str, Any]] = {
     ("cpu", "walker2d"): _LONGER_REPLAY,
     # Its physics costs five times the cheetah's, an update twice: more worlds and fewer
     # updates for each keep the env-step rate at about 1,600 on two cores. As the
-    # learning rate nears 0 the policy gets worse; its average over 20k updates stays.
+    # learning rate nears 0 the policy gets worse, but not its average over 20k updates.
     ("cpu", "humanoid"): {
         "num_envs": 256,
         "chunk_steps": 32,
