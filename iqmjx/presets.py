@@ -1,8 +1,8 @@
 """Tuned settings, as plain Python: what a preset changes from `Config`'s defaults.
 
 Later layers win: defaults, then the task's time limit, then the preset, then its
-settings for the task, then the algorithm, then the flags. launch/results/recipe.md has
-the runs that the numbers come from.
+settings for the task, then the algorithm, then the preset's for that algorithm on that
+task, then the flags. launch/results/recipe.md has the runs that the numbers come from.
 """
 
 from __future__ import annotations
@@ -112,6 +112,17 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     },
 }
 
+ALGORITHMS_ON_TASKS: dict[tuple[str, str, str], dict[str, Any]] = {
+    # A held pen is paid ten times what the five tasks pay for a step: so much larger
+    # is all that has the rewards' unit.
+    (preset, "pen", "m_iq"): {
+        "value_scale": 300.0,
+        "advantage_scale": 10.0,
+        "temperature": 1.0,
+    }
+    for preset in ("cpu", "gpu")
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
@@ -137,13 +148,17 @@ def resolve(given: dict[str, Any], preset: str = "auto") -> Resolved:
     if preset not in PRESETS:
         raise ValueError(f"--preset {preset}: choose one of auto, {', '.join(PRESETS)}")
     task = envs.resolve(given.get("env", Config.env))
-    settings = TASKS.get((preset, task.removesuffix("sparse")), {})
     algo = given.get("algo", Config.algo)
+    settings = TASKS.get((preset, task.removesuffix("sparse")), {})
     layers = [
         (f"task {task}", {"episode_length": envs.REGISTRY[task].episode_length}),
         (f"preset {preset}", PRESETS[preset]),
         (f"preset {preset}, task {task}", settings),
         (f"algo {algo}", ALGORITHMS.get(algo, {})),
+        (
+            f"preset {preset}, task {task}, algo {algo}",
+            ALGORITHMS_ON_TASKS.get((preset, task, algo), {}),
+        ),
         ("flag", given),
     ]
     values: dict[str, Any] = {}

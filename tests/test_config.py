@@ -17,6 +17,15 @@ def test_layers_win_in_order_and_say_so():
     assert set(resolved.sources) == {f.name for f in dataclasses.fields(Config)}
 
 
+def test_an_algorithm_on_a_task_has_the_last_word_before_the_flags():
+    given = {"env": "pen", "algo": "m_iq", "temperature": 0.5}
+    resolved = presets.resolve(given, "cpu")
+    assert resolved.config.value_scale == 300  # over the algorithm's 1
+    assert resolved.sources["value_scale"] == "preset cpu, task pen, algo m_iq"
+    assert resolved.config.temperature == 0.5
+    assert presets.resolve({"env": "pen", "algo": "sac"}, "cpu").config.value_scale == 1
+
+
 def test_m_iq_is_iq_with_munchausen_and_a_flag_wins():
     assert presets.resolve({"algo": "iq"}).config.munchausen == 0
     assert presets.resolve({"algo": "m_iq"}).config.munchausen == 0.9
