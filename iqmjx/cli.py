@@ -16,14 +16,14 @@ from absl import app, flags, logging
 
 from iqmjx.config import Config
 
-EXIT_USAGE = 2
+EXIT_FAILURE, EXIT_USAGE = 1, 2
 _MJX_THREADS = "16"
 
 
-def fail(message: str) -> NoReturn:
-    """Ends the program with a one-line error and exit code 2."""
+def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
+    """Ends the program with a one-line error and an exit code."""
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(EXIT_USAGE)
+    sys.exit(code)
 
 
 @contextlib.contextmanager

@@ -40,7 +40,10 @@ def main() -> None:
     if not _RESUME.value:
         run_folder.create(folder, resolved)
     with cli.user_errors():
-        finished = trainer.train(resolved.config, folder, resume=_RESUME.value)
+        try:
+            finished = trainer.train(resolved.config, folder, resume=_RESUME.value)
+        except trainer.DivergedError as error:
+            cli.fail(str(error), cli.EXIT_FAILURE)
     if finished:
         print(f"done; python -m iqmjx.evaluate --checkpoint {folder} plays the policy")
     sys.exit(0)

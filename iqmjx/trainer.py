@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -16,6 +17,10 @@ from iqmjx.config import Config
 from iqmjx.progress import Progress
 
 _TRAINING_STREAM = 0
+
+
+class DivergedError(RuntimeError):
+    """The loss left the finite numbers: nothing after that is worth computing."""
 
 
 def train(config: Config, run_folder: Path, *, resume: bool = False) -> bool:
@@ -32,6 +37,7 @@ def train(config: Config, run_folder: Path, *, resume: bool = False) -> bool:
 
     Raises:
         ValueError: on a resume without a checkpoint that can be read.
+        DivergedError: once the loss is not finite; what was saved before is kept.
     """
     start = time.perf_counter()
     setup = loop.make_setup(config)
@@ -96,7 +102,11 @@ class _Run:
                 ).compile()
 
     def chunk(self, env_steps: int, state: loop.TrainState) -> loop.TrainState:
-        """Trains for one chunk; `state` is donated."""
+        """Trains for one chunk; `state` is donated.
+
+        Raises:
+            DivergedError: where the loss is not finite.
+        """
         start = time.perf_counter()
         state, chunk_metrics = self._train(state)
         row = metrics.chunk_row(chunk_metrics, int(state.replay.size))
@@ -106,6 +116,12 @@ class _Run:
         row["training/walltime"] = now - self._start
         self._log.write(env_steps + taken, row)
         self._progress.trained(env_steps + taken, row)
+        if row["training/updates"] and not math.isfinite(row["training/loss"]):
+            raise DivergedError(
+                f"training diverged between {env_steps:,} and {env_steps + taken:,} "
+                "env steps: the loss is not finite; checkpoints from before are kept; "
+                "a lower --learning_rate is the first thing to try"
+            )
         return state
 
     def evaluate(self, env_steps: int, state: loop.TrainState) -> None:

@@ -98,6 +98,18 @@ def test_resume_of_an_empty_folder(tmp_path):
     )
 
 
+def test_training_that_diverges_stops_and_keeps_what_was_saved(tmp_path):
+    folder = tmp_path / "run"
+    result = command("train", *SETTINGS, "--learning_rate", "1e30", "--logdir", folder)
+    assert result.returncode == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: training diverged between ")
+    assert "--learning_rate" in line
+    last = metrics.read(folder)[-1]
+    assert last["training/loss"] is None and last["env_steps"] < 192
+    assert not list((folder / "checkpoints").iterdir())
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_run_can_go_on(number, tmp_path):
     folder = tmp_path / "run"

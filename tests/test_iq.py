@@ -118,7 +118,7 @@ def test_soft_value_identity(scale, temperature):
     np.testing.assert_allclose(entropy, by_enumeration, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(log_prob, jnp.diag(log_probs), rtol=1e-5)
     best = every[log_probs.argmax(0)]
-    np.testing.assert_array_equal(policy.mode(params, obs), best)
+    np.testing.assert_array_equal(policy.mode(params, obs, temperature), best)
 
 
 def test_scaled_softmax_is_in_units_of_reward():

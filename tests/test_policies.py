@@ -121,7 +121,7 @@ def test_gaussian_samples_follow_the_normal_distribution():
     obs = jax.random.normal(jax.random.key(5), (OBS,))
     many = repeated(obs, 20_000)
     action = np.asarray(policy.sample(params, many, jax.random.key(6), 0.1))
-    mean = np.asarray(policy.mode(params, obs))
+    mean = np.asarray(policy.mode(params, obs, 0.1))
     # The deviation from the density at the mean: log pi = -sum(log std) - log(2 pi).
     at_mean = [
         policy.log_prob(params, obs, jnp.asarray(mean + shift), 0.1)
@@ -138,7 +138,7 @@ def test_gaussian_samples_follow_the_normal_distribution():
 def test_flow_samples_follow_its_density():
     """Chi-square over a 6 x 6 grid, each cell's mass by quadrature."""
     policy = make("flow")
-    params = trained(policy, 0.06)
+    params = trained(policy)
     obs = jax.random.normal(jax.random.key(5), (OBS,))
     fine = (np.arange(240) + 0.5) / 120 - 1
     points = jnp.asarray(list(itertools.product(fine, fine)), jnp.float32)
@@ -154,24 +154,56 @@ def test_flow_samples_follow_its_density():
 @pytest.mark.parametrize("action_size", [1, 2])
 def test_flow_density_integrates_to_one(action_size):
     policy = make("flow", action_size)
-    params = trained(policy, 0.06)
+    params = trained(policy)
     obs = jax.random.normal(jax.random.key(5), (OBS,))
-    fine = (np.arange(400) + 0.5) / 200 - 1
+    half = {1: 20_000, 2: 200}[action_size]
+    fine = (np.arange(2 * half) + 0.5) / half - 1
     points = jnp.asarray(list(itertools.product(fine, repeat=action_size)), jnp.float32)
     density = jax.jit(policy.log_prob)(params, repeated(obs, len(points)), points, 0.1)
-    total = np.exp(np.asarray(density, float)).sum() / 200**action_size
+    total = np.exp(np.asarray(density, float)).sum() / half**action_size
     np.testing.assert_allclose(total, 1, atol=1e-3)
     assert np.std(density) > 0.1
 
 
+def test_the_flow_s_logits_follow_the_temperature():
+    """scale / temperature times the logits, as if the last layer were that larger."""
+    scaled = make("flow", advantage_scale=1.0)
+    plain = make("flow", scaled_softmax=False)
+    params = trained(scaled)
+    obs = jax.random.normal(jax.random.key(5), (50, OBS))
+    action = scaled.random(jax.random.key(6), 50)
+    unscaled = plain.log_prob(params, obs, action, 0.1)
+    np.testing.assert_array_equal(plain.log_prob(params, obs, action, 1.0), unscaled)
+    # 1 / 2 for each of two dimensions.
+    np.testing.assert_allclose(
+        scaled.log_prob(params, obs, action, 0.5), unscaled, atol=1e-5
+    )
+    entropies = [
+        scaled.log_prob_and_entropy(params, obs, action, jax.random.key(7), t)[1].mean()
+        for t in (1.0, 0.3, 0.1)
+    ]
+    assert entropies[0] > entropies[1] > entropies[2]
+
+
+def test_the_flow_s_density_is_bounded():
+    """Parameters however large leave log pi where a fit can come back from."""
+    policy = make("flow")
+    params = trained(policy, spread=100.0)
+    obs = jax.random.normal(jax.random.key(5), (500, OBS))
+    action = policy.random(jax.random.key(6), 500)
+    log_prob = policy.log_prob(params, obs, action, 1e-4)
+    assert jnp.isfinite(log_prob).all() and jnp.abs(log_prob).max() < 40
+    assert jnp.isfinite(policy.sample(params, obs, jax.random.key(7), 1e-4)).all()
+
+
 def test_flow_inverse_returns_its_input_and_the_same_density():
     policy = make("flow", 3)
-    params = trained(policy, 0.06)
+    params = trained(policy)
     obs = jax.random.normal(jax.random.key(5), (200, OBS))
     context = policy.network.apply(params.network, obs)
     latent = policy.random(jax.random.key(6), 200)
-    action, density = policy.from_latent(params, context, latent)
-    back, again = policy.to_latent(params, context, action)
+    action, density = policy.from_latent(params, context, latent, 0.1)
+    back, again = policy.to_latent(params, context, action, 0.1)
     assert (jnp.abs(action) <= 1).all() and jnp.abs(action - latent).max() > 0.1
     np.testing.assert_allclose(back, latent, atol=2e-4)
     np.testing.assert_allclose(again, density, atol=2e-3)
@@ -198,7 +230,9 @@ def test_scaled_gaussian_advantages_do_not_change_with_the_temperature(scaled):
     actions = policy.random(jax.random.key(6), 20)
 
     def advantage(temperature):
-        at_mode = policy.log_prob(params, obs, policy.mode(params, obs), temperature)
+        at_mode = policy.log_prob(
+            params, obs, policy.mode(params, obs, temperature), temperature
+        )
         return temperature * (
             policy.log_prob(params, obs, actions, temperature) - at_mode
         )
@@ -230,7 +264,7 @@ def test_the_mode_is_denser_than_samples(name):
     policy = make(name)
     params = trained(policy)
     obs = jax.random.normal(jax.random.key(5), (300, OBS))
-    mode = policy.log_prob(params, obs, policy.mode(params, obs), 0.1)
+    mode = policy.log_prob(params, obs, policy.mode(params, obs, 0.1), 0.1)
     sample = policy.sample(params, obs, jax.random.key(6), 0.1)
     sampled = policy.log_prob(params, obs, sample, 0.1)
     assert (mode >= sampled - 1e-4).mean() > 0.9  # two are estimates
@@ -245,7 +279,7 @@ def test_zero_last_layer_starts_as_uniform_play(name):
     action = policy.random(jax.random.key(6), 50)
     log_prob = policy.log_prob(params, obs, action, 0.1)
     if name == "gaussian":
-        assert (policy.mode(params, obs) == 0).all()
+        assert (policy.mode(params, obs, 0.1) == 0).all()
     else:
         uniform = -2 * np.log(5 if name in CLASSES[:2] else 2)
         np.testing.assert_allclose(log_prob, uniform, atol=1e-5)

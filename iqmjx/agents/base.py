@@ -29,9 +29,6 @@ class PolicyAgent:
         """Shape of one stored action."""
         return self.policy.action_shape
 
-    def act_greedy(self, learner: Any, obs: Float[Array, "N O"]) -> Array:
-        return self.policy.mode(learner.average_policy, obs)
-
     def act_random(self, key: PRNGKeyArray, num_worlds: int) -> Array:
         return self.policy.random(key, num_worlds)
 

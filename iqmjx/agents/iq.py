@@ -175,6 +175,10 @@ class ImplicitQ(PolicyAgent):
         temperature = jnp.exp(learner.log_temperature)
         return self.policy.sample(learner.params.policy, obs, key, temperature)
 
+    def act_greedy(self, learner: LearnerState, obs: Float[Array, "N O"]) -> Array:
+        temperature = jnp.exp(learner.log_temperature)
+        return self.policy.mode(learner.average_policy, obs, temperature)
+
     def value(self, params: Any, obs: Float[Array, "*B O"]) -> Float[Array, "*B"]:
         """V(s)."""
         outputs: Any = self.value_network.apply(params, obs)

@@ -116,6 +116,9 @@ class SoftActorCritic(PolicyAgent):
     ) -> Array:
         return self.policy.sample(learner.params.policy, obs, key)
 
+    def act_greedy(self, learner: LearnerState, obs: Float[Array, "N O"]) -> Array:
+        return self.policy.mode(learner.average_policy, obs)
+
     def q_values(
         self,
         critics: tuple[Any, ...],

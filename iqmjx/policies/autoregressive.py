@@ -131,13 +131,16 @@ class Autoregressive(BinnedPolicy):
         noise = self._noise(key, obs)
         return self._draw(params, self._context(params, obs), noise, temperature)[0]
 
-    def mode(self, params: Params, obs: Float[Array, "*B O"]) -> Int8[Array, "*B A"]:
+    def mode(
+        self, params: Params, obs: Float[Array, "*B O"], temperature: Temperature
+    ) -> Int8[Array, "*B A"]:
         """The likeliest bin of each dimension given those before: a greedy search.
 
         The likeliest action can be another one, and takes n^A evaluations to find.
         """
         none = jnp.zeros((*obs.shape[:-1], self.action_size, self.num_bins))
-        return self._draw(params, self._context(params, obs), none, 1.0)[0]
+        context = self._context(params, obs)
+        return self._draw(params, context, none, temperature)[0]
 
     def _context(self, params: Params, obs) -> Float[Array, "*B C"]:
         context: Any = self.network.apply(params.network, obs)

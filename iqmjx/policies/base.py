@@ -82,7 +82,9 @@ class Policy(Protocol):
         """Actions drawn from the distribution; `key` is consumed."""
         ...
 
-    def mode(self, params: Any, obs: Float[Array, "*B O"]) -> Array:
+    def mode(
+        self, params: Any, obs: Float[Array, "*B O"], temperature: Temperature
+    ) -> Array:
         """The most likely actions."""
         ...
 

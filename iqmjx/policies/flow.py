@@ -5,8 +5,16 @@
 
 f is a chain of coupling layers, each a rational-quadratic spline of half of the
 dimensions given the other half and the observation (Durkan et al. 2019), of flowjax.
-Actions are points of [-1, 1]^A, float32, in replay as well. The temperature plays no
-part in the distribution.
+Actions are points of [-1, 1]^A, float32, in replay as well.
+
+A spline's log-density is, up to the rest that normalizes it, a difference of the logits
+of its knots' distances along u and a. The scaled softmax of Sec. 3.3 is therefore c *
+F / temperature in place of these logits, F: advantages are c * F in units of reward at
+every temperature.
+
+How steep a spline can be is bounded. Without bounds the fit of a few actions squeezes
+all mass out of the replayed ones within a hundred updates: the value then makes up for
+their log-density, and nothing calls the mass back.
 """
 
 from __future__ import annotations
@@ -29,6 +37,9 @@ from iqmjx.policies.base import DensityPolicy, Temperature
 _CONTEXT = 64
 """Width of the observation's context, and of each layer's hidden layer."""
 _LAYERS = 4
+_STEEPEST = 10.0
+"""Largest slope at a spline's knots, and the inverse of the least: that of the distance
+of evenly spaced knots to the least distance."""
 _CANDIDATES = 64
 """Latent points among which `mode` looks for the densest action."""
 
@@ -49,10 +60,12 @@ class Flow(DensityPolicy):
 
     Attributes:
         num_bins: n, bins of each spline, and the scale of `entropy_at`.
+        advantage_scale: c of the scaled form. None: the logits are F.
         zero_last_layer: start as the identity, a uniform policy.
     """
 
     num_bins: int
+    advantage_scale: float | None
     zero_last_layer: bool
 
     @classmethod
@@ -73,6 +86,7 @@ class Flow(DensityPolicy):
             network=networks.of_context(config, _CONTEXT),
             action_size=action_size,
             num_bins=config.num_bins,
+            advantage_scale=base.advantage_scale(config, action_size),
             zero_last_layer=config.zero_last_layer,
         )
 
@@ -90,8 +104,8 @@ class Flow(DensityPolicy):
         action: Float[Array, "*B A"],
         temperature: Temperature,
     ) -> Float[Array, "*B"]:
-        del temperature
-        return self.to_latent(params, self._context(params, obs), action)[1]
+        context = self._context(params, obs)
+        return self.to_latent(params, context, action, temperature)[1]
 
     def log_prob_and_entropy(
         self,
@@ -105,11 +119,11 @@ class Flow(DensityPolicy):
 
         The estimate passes no gradient on.
         """
-        del temperature
         context = self._context(params, obs)
-        _, log_prob = self.to_latent(params, context, action)
+        _, log_prob = self.to_latent(params, context, action, temperature)
         fixed, context = jax.lax.stop_gradient((params, context))
-        _, own = self.from_latent(fixed, context, self.random(key, *obs.shape[:-1]))
+        latent = self.random(key, *obs.shape[:-1])
+        _, own = self.from_latent(fixed, context, latent, temperature)
         return log_prob, -own
 
     def entropy_at(self, share: float) -> float:
@@ -122,11 +136,13 @@ class Flow(DensityPolicy):
         key: PRNGKeyArray,
         temperature: Temperature,
     ) -> Float[Array, "*B A"]:
-        del temperature
         latent = self.random(key, *obs.shape[:-1])
-        return self.from_latent(params, self._context(params, obs), latent)[0]
+        context = self._context(params, obs)
+        return self.from_latent(params, context, latent, temperature)[0]
 
-    def mode(self, params: Params, obs: Float[Array, "*B O"]) -> Float[Array, "*B A"]:
+    def mode(
+        self, params: Params, obs: Float[Array, "*B O"], temperature: Temperature
+    ) -> Float[Array, "*B A"]:
         """The densest of the actions that a fixed set of latent points stands for.
 
         An estimate: the mode has no closed form.
@@ -136,30 +152,38 @@ class Flow(DensityPolicy):
         context = jnp.broadcast_to(context, (*shape, _CONTEXT))
         latent = self.random(jax.random.key(0), _CANDIDATES)
         latent = jnp.broadcast_to(latent, (*shape, self.action_size))
-        action, log_prob = self.from_latent(params, context, latent)
+        action, log_prob = self.from_latent(params, context, latent, temperature)
         best = jnp.argmax(log_prob, -1)[..., None, None]
         return jnp.take_along_axis(action, best, -2)[..., 0, :]
 
-    def to_latent(self, params: Params, context, action):
+    def to_latent(self, params: Params, context, action, temperature: Temperature):
         """U of actions [*B, A], and their log-density [*B]."""
-        latent, log_det = self._map("inverse_and_log_det", params, context, action)
+        latent, log_det = self._map(
+            "inverse_and_log_det", params, context, action, temperature
+        )
         return latent, log_det - self.action_size * math.log(2)
 
-    def from_latent(self, params: Params, context, latent):
+    def from_latent(self, params: Params, context, latent, temperature: Temperature):
         """Actions of u [*B, A], and their log-density [*B]."""
-        action, log_det = self._map("transform_and_log_det", params, context, latent)
+        action, log_det = self._map(
+            "transform_and_log_det", params, context, latent, temperature
+        )
         return action, -log_det - self.action_size * math.log(2)
 
     def _context(self, params: Params, obs) -> Float[Array, "*B C"]:
         context: Any = self.network.apply(params.network, obs)
         return context
 
-    def _map(self, direction: str, params: Params, context, points):
+    def _map(self, direction: str, params: Params, context, points, temperature):
         import equinox as eqx
 
         trained, rest = self._template
         flow = jax.tree.unflatten(jax.tree.structure(trained), params.flow)
-        apply = getattr(eqx.combine(flow, rest), direction)
+        flow = eqx.combine(flow, rest)
+        if self.advantage_scale is not None:
+            scale = self.advantage_scale / temperature
+            flow = eqx.tree_at(_logits, flow, replace_fn=lambda leaf: leaf * scale)
+        apply = getattr(flow, direction)
         batch = points.shape[:-1]
         flat = [leaf.reshape(-1, leaf.shape[-1]) for leaf in (points, context)]
         mapped, log_det = jax.vmap(apply)(*flat)
@@ -173,10 +197,19 @@ class Flow(DensityPolicy):
     def _partition(self, key: PRNGKeyArray) -> tuple[Any, Any]:
         """Flowjax's bijection from u to actions: what is trained, and the rest."""
         import equinox as eqx
+        import paramax
         from flowjax import bijections
 
         def layer(key):
-            spline = bijections.RationalQuadraticSpline(knots=self.num_bins, interval=1)
+            even = 2 / (self.num_bins + 1)
+            spline = bijections.RationalQuadraticSpline(
+                knots=self.num_bins, interval=1, min_width=even / _STEEPEST
+            )
+            slopes = paramax.Parameterize(
+                lambda x: jnp.exp(math.log(_STEEPEST) * jnp.tanh(x)),
+                jnp.zeros(self.num_bins + 2),
+            )
+            spline = eqx.tree_at(lambda spline: spline.derivatives, spline, slopes)
             coupling = bijections.Coupling(
                 key,
                 transformer=spline,
@@ -186,18 +219,17 @@ class Flow(DensityPolicy):
                 nn_width=_CONTEXT,
                 nn_depth=1,
             )
-            if self.zero_last_layer:
-                coupling = eqx.tree_at(
-                    lambda layer: (
-                        layer.conditioner.layers[-1].weight,
-                        layer.conditioner.layers[-1].bias,
-                    ),
-                    coupling,
-                    replace_fn=jnp.zeros_like,
-                )
             # The halves change places: every dimension is transformed.
             return bijections.Chain([coupling, bijections.Flip((self.action_size,))])
 
         layers = eqx.filter_vmap(layer)(jax.random.split(key, _LAYERS))
         bijection = bijections.Invert(bijections.Scan(layers))
+        if self.zero_last_layer:
+            bijection = eqx.tree_at(_logits, bijection, replace_fn=jnp.zeros_like)
         return eqx.partition(bijection, eqx.is_inexact_array)
+
+
+def _logits(flow: Any) -> tuple[Array, Array]:
+    """Weight and bias of the layers whose outputs are the splines' logits."""
+    last = flow.bijection.bijection.bijections[0].conditioner.layers[-1]
+    return last.weight, last.bias

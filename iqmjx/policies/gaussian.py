@@ -88,8 +88,10 @@ class Gaussian(DensityPolicy):
         mean, log_std = self._moments(params, obs, temperature)
         return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape)
 
-    def mode(self, params: Any, obs: Float[Array, "*B O"]) -> Float[Array, "*B A"]:
-        return self._moments(params, obs, 1.0)[0]
+    def mode(
+        self, params: Any, obs: Float[Array, "*B O"], temperature: Temperature
+    ) -> Float[Array, "*B A"]:
+        return self._moments(params, obs, temperature)[0]
 
     def control(self, action: Float[Array, "*B A"]) -> Float[Array, "*B A"]:
         return jnp.clip(action, -1.0, 1.0)

@@ -79,8 +79,11 @@ class Multicategorical(BinnedPolicy):
         logits = self._logits(params, obs, temperature)
         return jax.random.categorical(key, logits).astype(jnp.int8)
 
-    def mode(self, params: Any, obs: Float[Array, "*B O"]) -> Int8[Array, "*B A"]:
-        return jnp.argmax(self._logits(params, obs, 1.0), -1).astype(jnp.int8)
+    def mode(
+        self, params: Any, obs: Float[Array, "*B O"], temperature: Temperature
+    ) -> Int8[Array, "*B A"]:
+        logits = self._logits(params, obs, temperature)
+        return jnp.argmax(logits, -1).astype(jnp.int8)
 
     def _logits(self, params, obs, temperature) -> Float[Array, "*B A n"]:
         outputs: Any = self.network.apply(params, obs)
