@@ -7,14 +7,14 @@ f is a chain of coupling layers, each a rational-quadratic spline of half of the
 dimensions given the other half and the observation (Durkan et al. 2019), of flowjax.
 Actions are points of [-1, 1]^A, float32, in replay as well.
 
-A spline's log-density is, up to the rest that normalizes it, a difference of the logits
-of its knots' distances along u and a. The scaled softmax of Sec. 3.3 is therefore c *
-F / temperature in place of these logits, F: advantages are c * F in units of reward at
-every temperature.
+A spline spaces its knots by two softmaxes, along u and along a: between two knots its
+log-density is about the difference of their logits F. The scaled softmax of Sec. 3.3
+takes c * F / temperature for them, so that advantages are about c * F in units of reward
+at every temperature.
 
-How steep a spline can be is bounded. Without bounds the fit of a few actions squeezes
-all mass out of the replayed ones within a hundred updates: the value then makes up for
-their log-density, and nothing calls the mass back.
+Slopes are bounded. Without bounds a fit can squeeze all mass out of the replayed actions
+within a hundred updates: the value makes up for their log-density, nothing calls the
+mass back, and float32 gives out.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _CONTEXT = 64
 """Width of the observation's context, and of each layer's hidden layer."""
 _LAYERS = 4
 _STEEPEST = 10.0
-"""Largest slope at a spline's knots, and the inverse of the least: that of the distance
-of evenly spaced knots to the least distance."""
+"""Largest slope of a spline at its knots, and the inverse of the least. Knots are at
+least 1 / _STEEPEST of their even distance apart."""
 _CANDIDATES = 64
 """Latent points among which `mode` looks for the densest action."""
 
