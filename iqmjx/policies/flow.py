@@ -9,12 +9,12 @@ Actions are points of [-1, 1]^A, float32, in replay as well.
 
 A spline spaces its knots by two softmaxes, along u and along a: between two knots its
 log-density is about the difference of their logits F. The scaled softmax of Sec. 3.3
-takes c * F / temperature for them, so that advantages are about c * F in units of reward
-at every temperature.
+takes c * F / temperature for them, so that advantages are about c * F in units of
+reward at every temperature.
 
-Slopes are bounded. Without bounds a fit can squeeze all mass out of the replayed actions
-within a hundred updates: the value makes up for their log-density, nothing calls the
-mass back, and float32 gives out.
+Slopes are bounded. Without bounds a fit can squeeze all mass out of the replayed
+actions within a hundred updates: the value makes up for their log-density, nothing
+calls the mass back, and float32 gives out.
 """
 
 from __future__ import annotations
