@@ -85,7 +85,7 @@ class Policy(Protocol):
     def mode(
         self, params: Any, obs: Float[Array, "*B O"], temperature: Temperature
     ) -> Array:
-        """The most likely actions."""
+        """The most likely actions, or what stands for them: the class says which."""
         ...
 
     def random(self, key: PRNGKeyArray, batch: int) -> Array:
