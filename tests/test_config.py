@@ -17,7 +17,7 @@ def test_layers_win_in_order_and_say_so():
     assert set(resolved.sources) == {f.name for f in dataclasses.fields(Config)}
 
 
-def test_an_algorithm_on_a_task_has_the_last_word_before_the_flags():
+def test_an_algorithm_on_a_task_wins_over_the_algorithm_and_a_flag_over_both():
     given = {"env": "pen", "algo": "m_iq", "temperature": 0.5}
     resolved = presets.resolve(given, "cpu")
     assert resolved.config.value_scale == 300  # over the algorithm's 1
