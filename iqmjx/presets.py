@@ -2,8 +2,7 @@
 
 Later layers win: defaults, then the task's time limit, then the preset, then its
 settings for the task, then the algorithm, then the preset's for that algorithm on that
-task, then the policy class, then the flags. launch/results/recipe.md has the runs that
-the numbers come from.
+task, then the flags. launch/results/recipe.md has the runs that the numbers come from.
 """
 
 from __future__ import annotations
@@ -124,19 +123,6 @@ ALGORITHMS_ON_TASKS: dict[tuple[str, str, str], dict[str, Any]] = {
     for preset in ("cpu", "gpu")
 }
 
-POLICIES: dict[str, dict[str, Any]] = {
-    # Its mass can leave the replayed actions, whose log-density the value then makes
-    # up for: it has to learn slowly beside the value. Its entropy follows a change of
-    # the temperature late, and an adapted temperature falls to nothing.
-    "flow": {
-        "learning_rate": 5e-4,
-        "temperature": 0.05,
-        "target_entropy": 0.0,
-        "advantage_scale": 0.1,
-        "value_scale": 1.0,
-    },
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
@@ -163,7 +149,6 @@ def resolve(given: dict[str, Any], preset: str = "auto") -> Resolved:
         raise ValueError(f"--preset {preset}: choose one of auto, {', '.join(PRESETS)}")
     task = envs.resolve(given.get("env", Config.env))
     algo = given.get("algo", Config.algo)
-    policy = given.get("policy", Config.policy)
     settings = TASKS.get((preset, task.removesuffix("sparse")), {})
     layers = [
         (f"task {task}", {"episode_length": envs.REGISTRY[task].episode_length}),
@@ -174,7 +159,6 @@ def resolve(given: dict[str, Any], preset: str = "auto") -> Resolved:
             f"preset {preset}, task {task}, algo {algo}",
             ALGORITHMS_ON_TASKS.get((preset, task, algo), {}),
         ),
-        (f"policy {policy}", POLICIES.get(policy, {})),
         ("flag", given),
     ]
     values: dict[str, Any] = {}

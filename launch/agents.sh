@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Every agent and policy class of the paper, on two tasks, 1M env steps, two seeds.
-# Run from the project's root; given again, it goes on where it stopped. The flow needs
-# pip install -c constraints.txt '.[flow]'.
+# Run from the project's root; given again, it goes on where it stopped.
 set -euo pipefail
 out=launch/results/agents
 

@@ -105,7 +105,7 @@ def best(name: str) -> Learned:
     return Learned(where, weight / weight.sum())
 
 
-def learn(name: str, *, steps: int = 4000, seed: int = 0) -> Learned:
+def learn(name: str, *, num_bins: int = NUM_BINS, steps: int = 4000) -> Learned:
     """Trains IQ on uniform actions, and returns its policy."""
     config = presets.resolve(
         {
@@ -113,10 +113,9 @@ def learn(name: str, *, steps: int = 4000, seed: int = 0) -> Learned:
             "policy": name,
             "temperature": TEMPERATURE,
             "target_entropy": 0.0,
-            "num_bins": NUM_BINS,
+            "num_bins": num_bins,
             "hidden_sizes": (64, 64),
-            # A flow's log-density moves further by a step than the others'.
-            "advantage_scale": 0.4 if name == "flow" else 2.0,
+            "advantage_scale": 2.0,
             "learning_rate": 3e-3,
             "anneal_learning_rate": True,
             "num_timesteps": steps,
@@ -147,7 +146,7 @@ def learn(name: str, *, steps: int = 4000, seed: int = 0) -> Learned:
         init_key, key = jax.random.split(key)
         return jax.lax.scan(update, agent.init(init_key), jax.random.split(key, steps))
 
-    learner, _ = train(jax.random.key(seed))
+    learner, _ = train(jax.random.key(0))
     where = grid(name)
     points = jnp.asarray(where.points, jnp.float32)
     if agent.action_dtype == jnp.int8:

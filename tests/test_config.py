@@ -26,14 +26,6 @@ def test_an_algorithm_on_a_task_wins_over_the_algorithm_and_a_flag_over_both():
     assert presets.resolve({"env": "pen", "algo": "sac"}, "cpu").config.value_scale == 1
 
 
-def test_a_policy_class_has_settings_of_its_own():
-    resolved = presets.resolve({"env": "hopper", "policy": "flow"}, "cpu")
-    assert resolved.config.target_entropy == 0
-    assert resolved.sources["target_entropy"] == "policy flow"
-    given = {"env": "hopper", "policy": "flow", "target_entropy": 0.3}
-    assert presets.resolve(given, "cpu").config.target_entropy == 0.3
-
-
 def test_m_iq_is_iq_with_munchausen_and_a_flag_wins():
     assert presets.resolve({"algo": "iq"}).config.munchausen == 0
     assert presets.resolve({"algo": "m_iq"}).config.munchausen == 0.9

@@ -6,14 +6,22 @@ import pytest
 from launch import coordination
 
 
-@pytest.mark.parametrize("name", coordination.CLASSES)
-def test_training_meets_the_best_of_its_class(name):
-    learned, best = coordination.learn(name), coordination.best(name)
+@pytest.mark.parametrize(
+    ("name", "num_bins"),
+    [("multicategorical", 11), ("autoregressive", 11), ("gaussian", 11), ("flow", 21)],
+)
+def test_training_meets_the_best_of_its_class(name, num_bins):
+    """The flow's is that of all densities, up to its bins."""
+    learned = coordination.learn(name, num_bins=num_bins)
+    best = coordination.best(name)
     np.testing.assert_allclose(learned.probability.sum(), 1, atol=1e-3)
     np.testing.assert_allclose(learned.soft_value, best.soft_value, rtol=0.02)
-    # A flow's slopes are bounded, and the ridge of the reward is steep.
-    rtol = 0.06 if name == "flow" else 0.03
-    np.testing.assert_allclose(learned.expected_reward, best.expected_reward, rtol=rtol)
+    np.testing.assert_allclose(learned.expected_reward, best.expected_reward, rtol=0.03)
+
+
+def test_a_flow_of_the_usual_bins_is_near_the_best_density():
+    learned, best = coordination.learn("flow"), coordination.best("flow")
+    assert 0.95 * best.soft_value < learned.soft_value <= best.soft_value
 
 
 def test_independent_dimensions_and_quadratics_lose_most_of_the_reward():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,12 @@ from jaxtyping import Array, Float, Int8, PRNGKeyArray
 
 from iqmjx.config import Config
 from iqmjx.networks import MLP
+from iqmjx.policies.conditionals import Conditionals
 
 Temperature = float | Float[Array, ""]
 """A number, or a traced scalar."""
+
+Network = TypeVar("Network", MLP, Conditionals)
 
 
 class Policy(Protocol):
@@ -98,15 +101,15 @@ class Policy(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class NetworkPolicy:
-    """A policy whose parameters are one network's, where it does not say otherwise.
+class NetworkPolicy(Generic[Network]):
+    """A policy whose parameters are one network's.
 
     Attributes:
         network: maps observations to what the class makes a distribution of.
         action_size: A.
     """
 
-    network: MLP
+    network: Network
     action_size: int
 
     @property
@@ -120,7 +123,7 @@ class NetworkPolicy:
 
 
 @dataclasses.dataclass(frozen=True)
-class BinnedPolicy(NetworkPolicy):
+class BinnedPolicy(NetworkPolicy[Network]):
     """Actions are bin indices, int8: n bins of each dimension, both ends included.
 
     Attributes:
@@ -151,14 +154,6 @@ class BinnedPolicy(NetworkPolicy):
         """The bins' points, evenly from -1 to 1."""
         return jnp.linspace(-1.0, 1.0, self.num_bins)[action]
 
-    def scaled(
-        self, outputs: Float[Array, "*B n"], temperature: Temperature
-    ) -> Float[Array, "*B n"]:
-        """Logits of the network's outputs."""
-        if self.advantage_scale is None:
-            return outputs
-        return outputs * (self.advantage_scale / temperature)
-
     def chosen(
         self, log_probs: Float[Array, "*B A n"], action: Int8[Array, "*B A"]
     ) -> Float[Array, "*B"]:
@@ -169,7 +164,7 @@ class BinnedPolicy(NetworkPolicy):
 
 
 @dataclasses.dataclass(frozen=True)
-class DensityPolicy(NetworkPolicy):
+class DensityPolicy(NetworkPolicy[Network]):
     """Actions are points, float32, in replay as well."""
 
     @property
@@ -184,6 +179,17 @@ class DensityPolicy(NetworkPolicy):
     def control(self, action: Float[Array, "*B A"]) -> Float[Array, "*B A"]:
         """The action, which is in [-1, 1]^A already."""
         return action
+
+
+def scaled(
+    outputs: Float[Array, "*B n"],
+    advantage_scale: float | None,
+    temperature: Temperature,
+) -> Float[Array, "*B n"]:
+    """Logits of a network's outputs, with the scaled softmax or without (None)."""
+    if advantage_scale is None:
+        return outputs
+    return outputs * (advantage_scale / temperature)
 
 
 def advantage_scale(config: Config, action_size: int) -> float | None:

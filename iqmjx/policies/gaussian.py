@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from iqmjx import networks
 from iqmjx.config import Config
+from iqmjx.networks import MLP
 from iqmjx.policies import base
 from iqmjx.policies.base import DensityPolicy, Temperature
 
@@ -26,7 +27,7 @@ _LOG_STD_RANGE = (-10.0, 2.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Gaussian(DensityPolicy):
+class Gaussian(DensityPolicy[MLP]):
     """Gaussian policy; implements `iqmjx.policies.Policy`.
 
     Its network maps observations to 2 * A outputs, means and log-deviations.

@@ -16,12 +16,13 @@ from jaxtyping import Array, Float, Int8, PRNGKeyArray
 
 from iqmjx import networks
 from iqmjx.config import Config
+from iqmjx.networks import MLP
 from iqmjx.policies import base
 from iqmjx.policies.base import BinnedPolicy, Temperature
 
 
 @dataclasses.dataclass(frozen=True)
-class Multicategorical(BinnedPolicy):
+class Multicategorical(BinnedPolicy[MLP]):
     """Multicategorical policy; implements `iqmjx.policies.Policy`.
 
     Its network maps observations to A * n outputs. The log-policy adds up A terms, so
@@ -88,4 +89,4 @@ class Multicategorical(BinnedPolicy):
     def _logits(self, params, obs, temperature) -> Float[Array, "*B A n"]:
         outputs: Any = self.network.apply(params, obs)
         outputs = outputs.reshape(*obs.shape[:-1], self.action_size, self.num_bins)
-        return self.scaled(outputs, temperature)
+        return base.scaled(outputs, self.advantage_scale, temperature)

@@ -19,13 +19,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from iqmjx import networks
 from iqmjx.config import Config
+from iqmjx.networks import MLP
 from iqmjx.policies.base import DensityPolicy
 
 _LOG_STD_RANGE = (-20.0, 2.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class TanhGaussian(DensityPolicy):
+class TanhGaussian(DensityPolicy[MLP]):
     """Tanh-Gaussian policy.
 
     Its network maps observations to 2 * A outputs, means and log-deviations.
