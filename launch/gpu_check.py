@@ -10,9 +10,11 @@ what there is. The stages:
 
 - ceilings   bandwidth of a copy, and rates of matrix products by precision
 - warp, mjx, native
-             an engine: one control step against MuJoCo C, then env steps/s by worlds
-- updates    updates/s by batch and, at the preset's, by precision, with XLA's command
-             buffers, and with one flat vector of parameters in the optimizer
+             an engine: one control step against MuJoCo C, then env steps/s by worlds,
+             for warp beside what MuJoCo Warp does of the same steps without JAX
+- updates    updates/s by batch and, at the preset's, by precision, with activations in
+             bfloat16, with XLA's command buffers, and with one flat vector of
+             parameters in the optimizer
 - replay     inserts and samples of a full ring, and what the compiled chunk copies
 - training   the whole step by iqmjx.throughput, and its costliest operations
 - run        a run with learning, its curve, and its score in MuJoCo C
@@ -37,6 +39,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from absl import flags
 
@@ -107,6 +110,7 @@ class Variant:
     """How updates are compiled."""
 
     precision: str  # of matrix products, a name in _PRECISIONS
+    half: bool = False  # networks and their activations in bfloat16
     flat: bool = False  # the optimizer sees one vector of all parameters
     graph: bool = False  # the loop of updates as one CUDA graph
 
@@ -165,19 +169,26 @@ def physics(engine: str, scale: Scale) -> Results:
         stepping = functools.partial(
             throughput.stepping(setup), state.envs, controls, jax.random.key(2)
         )
-        _, (overflowed, diverged) = jax.block_until_ready(stepping())
+        worlds, (overflowed, diverged) = jax.block_until_ready(stepping())
         compiling, captured = time.perf_counter() - start, _captured_graphs()
         seconds = _seconds(stepping, rounds=scale.rounds)
-        result["rates"].append(
-            {
-                "worlds": count,
-                "env_steps_per_second": count * scale.vector_steps / seconds,
-                "seconds_to_first": compiling,
-                "graphs_captured_again": _captured_graphs() - captured,
-                "worlds_overflowed": int(overflowed.sum()),
-                "worlds_diverged": int(diverged.sum()),
-            }
-        )
+        env_steps = count * scale.vector_steps
+        row = {
+            "worlds": count,
+            "env_steps_per_second": env_steps / seconds,
+            "seconds_to_first": compiling,
+            "graphs_captured_again": _captured_graphs() - captured,
+            "worlds_overflowed": int(overflowed.sum()),
+            "worlds_diverged": int(diverged.sum()),
+        }
+        if engine == "warp":
+            alone = _without_jax(setup, state, controls)
+            gaps = np.abs(alone() - np.asarray(worlds.physics.qpos)).max(-1)
+            unbroken = np.asarray(worlds.length) == scale.vector_steps
+            seconds = _seconds(alone, rounds=scale.rounds)
+            row["without_jax_env_steps_per_second"] = env_steps / seconds
+            row["without_jax_median_qpos_gap"] = float(np.median(gaps[unbroken]))
+        result["rates"].append(row)
         yield result
 
 
@@ -185,10 +196,18 @@ def updates(scale: Scale) -> Results:
     """Updates per second: by batch, and at the preset's the levers one by one."""
     preset = _config(scale).batch_size
     cases = [(batch, Variant("tf32")) for batch in scale.batches]
-    levers = [Variant("fp32"), Variant("bf16"), Variant("tf32", flat=True)]
+    levers = [
+        Variant("fp32"),
+        Variant("bf16"),
+        Variant("bf16", half=True),
+        Variant("tf32", flat=True),
+    ]
     if jax.default_backend() == "gpu":
-        levers.append(Variant("tf32", graph=True))
-        levers.append(Variant("tf32", flat=True, graph=True))
+        levers += [
+            Variant("tf32", graph=True),
+            Variant("tf32", flat=True, graph=True),
+            Variant("bf16", half=True, flat=True, graph=True),
+        ]
     rows = []
     for batch, variant in cases + [(preset, lever) for lever in levers]:
         seconds = _update_seconds(scale, batch, variant)
@@ -422,12 +441,84 @@ def _step_error(engine: str) -> float:
     return error
 
 
+def _without_jax(
+    setup: loop.Setup, state: loop.TrainState, controls: jax.Array
+) -> Callable[[], np.ndarray]:
+    """A call of MuJoCo Warp that takes a chunk's steps, as a CUDA graph on a GPU.
+
+    From the same worlds under the same controls [T, N, A]; without resets, observations
+    and rewards. What the `warp` engine takes longer is what JAX and MJX add. The call
+    returns qpos [N, nq], with which the engine's must agree.
+    """
+    import warp
+    from mujoco.mjx.third_party import mujoco_warp
+
+    env, count = setup.env, setup.config.num_envs
+    device = "cuda:0" if jax.default_backend() == "gpu" else "cpu"
+    with warp.ScopedDevice(device):
+        model = mujoco_warp.put_model(env.physics.model)
+        data = mujoco_warp.make_data(
+            env.physics.model,
+            nworld=count,
+            naconmax=env.contacts_per_world * count,
+            njmax=env.constraints_per_world,
+        )
+        low, high = env.physics.model.actuator_ctrlrange.T
+        spans = (high + low) / 2 + (high - low) / 2 * np.asarray(controls, float)
+        ctrls = [warp.array(ctrl, dtype=float) for ctrl in spans]
+        worlds = state.envs.physics
+        begin = [
+            (data.qpos, warp.array(np.asarray(worlds.qpos), dtype=float)),
+            (data.qvel, warp.array(np.asarray(worlds.qvel), dtype=float)),
+            (data.qacc_warmstart, warp.zeros_like(data.qacc_warmstart)),
+        ]
+
+    def control_step():
+        for substep in range(env.frame_skip):
+            last = substep == env.frame_skip - 1
+            model.opt.run_rne_postconstraint = last and "cfrc_ext" in env.fields
+            mujoco_warp.step(model, data)
+
+    step = control_step
+    if device != "cpu":
+        with warp.ScopedDevice(device):
+            control_step()  # loads its kernels
+            warp.capture_begin()
+            control_step()
+            step = functools.partial(warp.capture_launch, warp.capture_end())
+
+    def call():
+        with warp.ScopedDevice(device):
+            for array, value in begin:
+                warp.copy(array, value)
+            for ctrl in ctrls:
+                warp.copy(data.ctrl, ctrl)
+                step()
+            return data.qpos.numpy()  # waits for it
+
+    return call
+
+
 def _captured_graphs() -> int:
     """CUDA graphs that Warp has captured so far for calls from JAX."""
     from warp._src.jax import ffi
 
     callables = getattr(ffi, "_FFI_CALLABLE_REGISTRY", {})
     return sum(len(callable.captures) for callable in callables.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Half:
+    """A network that computes in bfloat16; its parameters and outputs are float32."""
+
+    network: Any
+
+    def init(self, key: jax.Array, x: jax.Array) -> Any:
+        return self.network.init(key, x)
+
+    def apply(self, params: Any, x: jax.Array) -> jax.Array:
+        params, x = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), (params, x))
+        return self.network.apply(params, x).astype(jnp.float32)
 
 
 def _update_seconds(scale: Scale, batch: int, variant: Variant) -> float:
@@ -437,6 +528,13 @@ def _update_seconds(scale: Scale, batch: int, variant: Variant) -> float:
     config = dataclasses.replace(config, chunk_steps=1)
     setup = loop.make_setup(config)
     agent: Any = setup.agent
+    if variant.half:
+        policy = agent.policy
+        agent = dataclasses.replace(
+            agent,
+            policy=dataclasses.replace(policy, network=_Half(policy.network)),
+            value_network=_Half(agent.value_network),
+        )
     if variant.flat:
         agent = dataclasses.replace(agent, optimizer=optax.flatten(agent.optimizer))
     setup = dataclasses.replace(setup, agent=agent)

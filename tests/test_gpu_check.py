@@ -57,6 +57,10 @@ def test_every_stage(tmp_path):
         assert rates and all(row["env_steps_per_second"] > 0 for row in rates)
     for engine in engines - {"native"}:
         assert results[engine]["largest_qpos_error"] < 1e-3
+    for row in results["warp"]["rates"]:
+        assert row["without_jax_env_steps_per_second"] > 0
+        assert row["without_jax_median_qpos_gap"] < 1e-4
+    assert any(row["half"] for row in results["updates"]["rates"])
     assert results["replay"]["ring_copies_in_the_chunk"] == []
     assert results["training"]["costliest"][0]["seconds"] > 0
     assert 0 < results["training"]["efficiency"] < 2
