@@ -117,7 +117,7 @@ class Env(abc.ABC):
 
     def step(self, state: State, action: Float[Array, " A"]) -> State:
         """Takes one control step; `action` in [-1, 1] spans the control range."""
-        ctrl = self._ctrl_center + self._ctrl_scale * action
+        ctrl = self.ctrl(action)
         world = self.physics.step(state.pipeline_state, ctrl)
         reward, terminated, metrics = self.judge(state.pipeline_state, world, ctrl)
         # Never weakly typed: one compilation serves the first step and the others.
@@ -132,6 +132,10 @@ class Env(abc.ABC):
             done=done,
             metrics={**state.metrics, **metrics},
         )
+
+    def ctrl(self, action: Float[Array, "*B A"]) -> Float[Array, "*B nu"]:
+        """The actuators' controls that an action of [-1, 1] stands for."""
+        return self._ctrl_center + self._ctrl_scale * action
 
     @property
     def observation_size(self) -> int:

@@ -71,13 +71,13 @@ def reward(action: Any, lib: Any = np) -> Any:
     return sum(lib.exp(-square / (2 * _WIDTH**2)) for square in squares)
 
 
-def grid(name: str) -> Grid:
+def grid(name: str, num_bins: int = NUM_BINS) -> Grid:
     """The bins of a discrete class (area 1), else cells of the box.
 
     Of a wider box for the Gaussian.
     """
     if name in _BINNED:
-        line, area = np.linspace(-1, 1, NUM_BINS), 1.0
+        line, area = np.linspace(-1, 1, num_bins), 1.0
     else:
         reach = 3 if name == "gaussian" else 1
         line = ((np.arange(_FINE * reach) + 0.5) * 2 / _FINE) - reach
@@ -147,10 +147,10 @@ def learn(name: str, *, num_bins: int = NUM_BINS, steps: int = 4000) -> Learned:
         return jax.lax.scan(update, agent.init(init_key), jax.random.split(key, steps))
 
     learner, _ = train(jax.random.key(0))
-    where = grid(name)
+    where = grid(name, num_bins)
     points = jnp.asarray(where.points, jnp.float32)
     if agent.action_dtype == jnp.int8:
-        points = jnp.round((points + 1) * (NUM_BINS - 1) / 2).astype(jnp.int8)
+        points = jnp.round((points + 1) * (num_bins - 1) / 2).astype(jnp.int8)
     log_prob = jax.jit(agent.policy.log_prob)(
         learner.params.policy, jnp.ones((len(points), 1)), points, TEMPERATURE
     )

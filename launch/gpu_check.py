@@ -454,24 +454,22 @@ def _without_jax(
     from mujoco.mjx.third_party import mujoco_warp
 
     env, count = setup.env, setup.config.num_envs
-    device = "cuda:0" if jax.default_backend() == "gpu" else "cpu"
-    with warp.ScopedDevice(device):
-        model = mujoco_warp.put_model(env.physics.model)
-        data = mujoco_warp.make_data(
-            env.physics.model,
-            nworld=count,
-            naconmax=env.contacts_per_world * count,
-            njmax=env.constraints_per_world,
-        )
-        low, high = env.physics.model.actuator_ctrlrange.T
-        spans = (high + low) / 2 + (high - low) / 2 * np.asarray(controls, float)
-        ctrls = [warp.array(ctrl, dtype=float) for ctrl in spans]
-        worlds = state.envs.physics
-        begin = [
-            (data.qpos, warp.array(np.asarray(worlds.qpos), dtype=float)),
-            (data.qvel, warp.array(np.asarray(worlds.qvel), dtype=float)),
-            (data.qacc_warmstart, warp.zeros_like(data.qacc_warmstart)),
-        ]
+    on_gpu = jax.default_backend() == "gpu"
+    warp.set_device("cuda:0" if on_gpu else "cpu")
+    model = mujoco_warp.put_model(env.physics.model)
+    data = mujoco_warp.make_data(
+        env.physics.model,
+        nworld=count,
+        naconmax=env.contacts_per_world * count,
+        njmax=env.constraints_per_world,
+    )
+    ctrls = [warp.array(np.asarray(env.ctrl(row)), dtype=float) for row in controls]
+    worlds = state.envs.physics
+    begin = [
+        (data.qpos, warp.array(np.asarray(worlds.qpos), dtype=float)),
+        (data.qvel, warp.array(np.asarray(worlds.qvel), dtype=float)),
+        (data.qacc_warmstart, warp.zeros_like(data.qacc_warmstart)),
+    ]
 
     def control_step():
         for substep in range(env.frame_skip):
@@ -480,21 +478,19 @@ def _without_jax(
             mujoco_warp.step(model, data)
 
     step = control_step
-    if device != "cpu":
-        with warp.ScopedDevice(device):
-            control_step()  # loads its kernels
-            warp.capture_begin()
-            control_step()
-            step = functools.partial(warp.capture_launch, warp.capture_end())
+    if on_gpu:
+        control_step()  # loads its kernels
+        warp.capture_begin()
+        control_step()
+        step = functools.partial(warp.capture_launch, warp.capture_end())
 
     def call():
-        with warp.ScopedDevice(device):
-            for array, value in begin:
-                warp.copy(array, value)
-            for ctrl in ctrls:
-                warp.copy(data.ctrl, ctrl)
-                step()
-            return data.qpos.numpy()  # waits for it
+        for array, value in begin:
+            warp.copy(array, value)
+        for ctrl in ctrls:
+            warp.copy(data.ctrl, ctrl)
+            step()
+        return data.qpos.numpy()  # waits for it
 
     return call
 

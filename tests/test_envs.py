@@ -81,7 +81,7 @@ def test_native_continues_exactly_as_mujoco_does(env):
     for key in jax.random.split(jax.random.key(1), 30):
         action = jax.random.uniform(key, (env.action_size,), minval=-1)
         state = step(state, action)
-        data.ctrl[:] = env._ctrl_center + env._ctrl_scale * action
+        data.ctrl[:] = env.ctrl(action)
         mujoco.mj_step(env.physics.model, data, env.frame_skip)
     expected = np.concatenate(
         [[data.time], data.qpos, data.qvel, data.act, data.qacc_warmstart]

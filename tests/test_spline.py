@@ -66,8 +66,8 @@ def test_a_bin_with_next_to_no_mass_keeps_its_density_and_its_gradient():
     log_slope, gradient = jax.value_and_grad(
         lambda rows: spline.forward(rows, middle)[1].sum()
     )(rows)
-    # Bins of mean slope 1.5 beside it: its own, times its middle's share, of which
-    # two slopes of twice the mean at its ends leave (1 + 2 * 2 / 4) / 4.
+    # Its mean slope, and of that its middle's, where the slope at both ends is twice
+    # the mean: the harmonic mean of little and much.
     expected = np.log(1.5) - 60 + np.log((2 * 0.25 + 2 * 0.25 + 0.5) / 1.5**2)
     np.testing.assert_allclose(log_slope, expected, rtol=1e-5)
     np.testing.assert_allclose(gradient, [[-0.5, 1, -0.5]], atol=1e-5)

@@ -117,12 +117,10 @@ class Flow(DensityPolicy[Conditionals]):
     ) -> tuple[Float[Array, "*B A"], Float[Array, "*B"]]:
         """U of actions, and their log-density."""
 
-        def choose(outputs, action):
-            logits = base.scaled(outputs, self.advantage_scale, temperature)
-            return self._weights(action), spline.forward(logits, action)
+        def choose(logits, action):
+            return action, spline.forward(logits, action)
 
-        latent, log_slope = self.network.walk(params, context, action, choose)
-        return latent, self._density(log_slope)
+        return self._walk(params, context, temperature, action, choose)
 
     def from_latent(
         self,
@@ -133,16 +131,23 @@ class Flow(DensityPolicy[Conditionals]):
     ) -> tuple[Float[Array, "*B A"], Float[Array, "*B"]]:
         """Actions of u, and their log-density."""
 
-        def choose(outputs, latent):
-            logits = base.scaled(outputs, self.advantage_scale, temperature)
+        def choose(logits, latent):
             action, log_slope = spline.inverse(logits, latent)
-            return self._weights(action), (action, log_slope)
+            return action, (action, log_slope)
 
-        action, log_slope = self.network.walk(params, context, latent, choose)
-        return action, self._density(log_slope)
+        return self._walk(params, context, temperature, latent, choose)
 
-    def _density(self, log_slope: Float[Array, "*B A"]) -> Float[Array, "*B"]:
-        return jnp.sum(log_slope, axis=-1) - self.action_size * math.log(2)
+    def _walk(self, params, context, temperature, inputs, choose):
+        """Chooses dimension after dimension: the points found, and the log-density."""
+
+        def weigh(outputs, inputs):
+            logits = base.scaled(outputs, self.advantage_scale, temperature)
+            action, found = choose(logits, inputs)
+            return self._weights(action), found
+
+        points, log_slope = self.network.walk(params, context, inputs, weigh)
+        uniform = self.action_size * math.log(2)
+        return points, jnp.sum(log_slope, axis=-1) - uniform
 
     def _weights(self, action: Float[Array, "*B"]) -> Float[Array, "*B n"]:
         """An action between two of n points is that much of each."""
