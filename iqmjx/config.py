@@ -113,6 +113,11 @@ class Config:
         "action dimensions: the lower, the slower the advantage learns beside the "
         "value (the paper: A).",
     )
+    num_value_networks: int = _setting(
+        1,
+        "Value networks beside IQ's policy; the lowest of their target values "
+        "bootstraps.",
+    )
     value_scale: float = _setting(
         1.0,
         "Of the value network's output (SAC: the critics'), in units of reward: near "
@@ -216,6 +221,7 @@ _POSITIVE = (
     "temperature",
     "advantage_scale",
     "value_scale",
+    "num_value_networks",
     "num_eval_envs",
 )
 _NOT_NEGATIVE = (

@@ -164,21 +164,28 @@ def test_control_spans_the_box_with_both_ends():
     assert random.dtype == jnp.int8 and set(np.unique(random)) == set(range(11))
 
 
-def test_loss_gradient_is_the_hand_derived_one():
-    """d loss / d theta = -2 mean(error * d(temperature log pi + V) / d theta)."""
-    agent = make_agent(algo="m_iq", temperature=0.3)
+@pytest.mark.parametrize("networks", [1, 2])
+def test_loss_gradient_is_the_hand_derived_one(networks):
+    """d loss / d theta = -2 mean(error * d(temperature log pi + V) / d theta).
+
+    The mean is over the batch and the value networks, and V_target(s') their lowest.
+    """
+    agent = make_agent(algo="m_iq", temperature=0.3, num_value_networks=networks)
     learner = perturbed(agent.init(jax.random.key(0)))
     batch = make_batch()
 
-    def q(params, index):
+    def q(params, index, network):
         log_prob = agent.policy.log_prob(
             params.policy, batch.obs[index], batch.action[index], 0.3
         )
-        return 0.3 * log_prob + agent.value(params.value, batch.obs[index])
+        return 0.3 * log_prob + agent.values(params.values, batch.obs[index])[network]
 
     @jax.jit
     def by_hand(learner):
-        next_value = agent.value(learner.target_params.value, batch.next_obs)
+        next_values = agent.values(learner.target_params.values, batch.next_obs)
+        next_value = next_values[0]
+        for other in next_values[1:]:
+            next_value = jnp.where(other < next_value, other, next_value)
         target_log_prob = agent.policy.log_prob(
             learner.target_params.policy, batch.obs, batch.action, 0.3
         )
@@ -188,13 +195,17 @@ def test_loss_gradient_is_the_hand_derived_one():
             + 0.99 * jnp.where(batch.terminated, 0, next_value)
         )
 
-        def term(index):
-            error = target[index] - q(learner.params, index)
-            gradient = jax.grad(q)(learner.params, index)
+        def term(index, network):
+            error = target[index] - q(learner.params, index, network)
+            gradient = jax.grad(q)(learner.params, index, network)
             return jax.tree.map(lambda leaf: -2 * error * leaf, gradient)
 
-        terms = jax.vmap(term)(jnp.arange(16))
-        return jax.tree.map(lambda leaf: leaf.mean(0), terms)
+        indices = jnp.arange(16)
+        terms = [
+            jax.vmap(lambda index, network=network: term(index, network))(indices)
+            for network in range(networks)
+        ]
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves).mean((0, 1)), *terms)
 
     expected = by_hand(learner)
     got, _ = jax.jit(jax.grad(agent.loss, has_aux=True))(
@@ -224,10 +235,10 @@ def test_pcl_bootstraps_from_the_value_it_trains(algo, munchausen):
             learner.target_params.policy, batch.obs, batch.action, 0.3
         )
         next_value = jnp.where(
-            batch.terminated, 0, agent.value(params.value, batch.next_obs)
+            batch.terminated, 0, agent.values(params.values, batch.next_obs)[0]
         )
         target = batch.reward + munchausen * 0.3 * target_log_prob + 0.99 * next_value
-        value = agent.value(params.value, batch.obs)
+        value = agent.values(params.values, batch.obs)[0]
         return jnp.mean(jnp.square(target - 0.3 * log_prob - value))
 
     got, _ = jax.jit(jax.grad(agent.loss, has_aux=True))(
@@ -325,9 +336,9 @@ def test_updates_fit_a_fixed_target():
 def test_values_are_value_scale_times_the_network_s_output():
     obs, action = jnp.ones((3, OBS)), jnp.zeros((3, ACTIONS))
     plain, scaled = make_agent(), make_agent(value_scale=50.0)
-    params = plain.init(jax.random.key(0)).params.value
-    expected = 50 * plain.value(params, obs)
-    np.testing.assert_allclose(scaled.value(params, obs), expected, rtol=1e-5)
+    params = plain.init(jax.random.key(0)).params.values
+    expected = 50 * plain.values(params, obs)
+    np.testing.assert_allclose(scaled.values(params, obs), expected, rtol=1e-5)
     plain, scaled = make_agent(algo="sac"), make_agent(algo="sac", value_scale=50.0)
     critics = plain.init(jax.random.key(0)).params.critics
     expected = 50 * plain.q_values(critics, obs, action)

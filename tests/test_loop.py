@@ -47,7 +47,7 @@ def test_the_compiled_chunk_writes_the_ring_in_place():
 
 def test_same_seed_same_run_and_seeds_differ_from_the_start(setup):
     first, again, other = begin(setup), begin(setup), begin(setup, seed=1)
-    kernels = [state.learner.params.value["params"] for state in (first, other)]
+    kernels = [state.learner.params.values[0]["params"] for state in (first, other)]
     assert (kernels[0]["Dense_0"]["kernel"] != kernels[1]["Dense_0"]["kernel"]).any()
     first, _ = loop.train_chunk(setup, first)
     again, _ = loop.train_chunk(setup, again)

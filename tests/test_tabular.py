@@ -249,7 +249,7 @@ def test_the_deep_agent_learns_the_tabular_policy(munchausen):
     learned = agent.policy.log_probs(learner.params.policy, one_hot, 0.3)[:, 0]
     variation = 0.5 * np.abs(np.exp(learned) - probabilities(exact)[-1]).sum(-1)
     assert variation.max() < 0.02
-    value = agent.value(learner.params.value, one_hot)
+    value = agent.values(learner.params.values, one_hot)[0]
     np.testing.assert_allclose(value, exact.values[-1], atol=0.05)
 
 

@@ -16,6 +16,11 @@ value network itself in the target's place, which then learns from both sides of
 error, the loss is that of PCL (munchausen = 0) and Trust-PCL (Nachum et al. 2017,
 2018), residual methods: the paper's ablations (Sec. 5 and 6).
 
+With several value networks beside the policy, each is fitted to the same target minus
+the same log-policy, and the lowest of their target values bootstraps (clipped double
+Q-learning, Fujimoto et al. 2018, on V): where one network is off upwards, the target is
+not.
+
 The temperature is the paper's constant, or follows the policy's entropy: it rises while
 the entropy is below its target and falls while above (as SAC's does, Haarnoja et al.
 2018b; the paper leaves this open). With the scaled softmax a change acts at once.
@@ -50,10 +55,10 @@ because M-IQ's entropy weighs but (1 - munchausen) * temperature."""
 
 @struct.dataclass
 class Params:
-    """Parameters of the two networks."""
+    """Parameters of the policy network and the value networks."""
 
     policy: Any
-    value: Any
+    values: tuple[Any, ...]
 
 
 @struct.dataclass
@@ -117,6 +122,7 @@ class ImplicitQ(PolicyAgent):
 
     policy: Policy
     value_network: MLP
+    num_value_networks: int
     optimizer: optax.GradientTransformation
     temperature_optimizer: optax.GradientTransformation  # of its logarithm
     observation_size: int
@@ -138,6 +144,7 @@ class ImplicitQ(PolicyAgent):
         return cls(
             policy=policy,
             value_network=networks.of_value(config),
+            num_value_networks=config.num_value_networks,
             optimizer=optax.adam(learning_rate(config)),
             temperature_optimizer=optax.sgd(learning_rate(config)),
             average_rate=config.average_rate,
@@ -153,10 +160,11 @@ class ImplicitQ(PolicyAgent):
         )
 
     def init(self, key: PRNGKeyArray) -> LearnerState:
-        policy_key, value_key = jax.random.split(key)
+        policy_key, *value_keys = jax.random.split(key, 1 + self.num_value_networks)
+        obs = jnp.zeros(self.observation_size)
         params = Params(
             policy=self.policy.init(policy_key, self.observation_size),
-            value=self.value_network.init(value_key, jnp.zeros(self.observation_size)),
+            values=tuple(self.value_network.init(key, obs) for key in value_keys),
         )
         log_temperature = jnp.log(jnp.asarray(self.temperature, jnp.float32))
         return LearnerState(
@@ -179,10 +187,12 @@ class ImplicitQ(PolicyAgent):
         temperature = jnp.exp(learner.log_temperature)
         return self.policy.mode(learner.average_policy, obs, temperature)
 
-    def value(self, params: Any, obs: Float[Array, "*B O"]) -> Float[Array, "*B"]:
-        """V(s)."""
-        outputs: Any = self.value_network.apply(params, obs)
-        return outputs[..., 0]
+    def values(
+        self, params: tuple[Any, ...], obs: Float[Array, "*B O"]
+    ) -> Float[Array, " V *B"]:
+        """V(s) of each value network."""
+        outputs: Any = [self.value_network.apply(network, obs) for network in params]
+        return jnp.stack(outputs)[..., 0]
 
     def loss(
         self,
@@ -197,29 +207,34 @@ class ImplicitQ(PolicyAgent):
         log_prob, entropy = self.policy.log_prob_and_entropy(
             params.policy, batch.obs, batch.action, key, temperature
         )
-        value = self.value(params.value, batch.obs)
+        values = self.values(params.values, batch.obs)
         target_log_prob = jnp.zeros_like(log_prob)
         if self.munchausen > 0:
             target_log_prob = self.policy.log_prob(
                 target_params.policy, batch.obs, batch.action, temperature
             )
         bootstrap = params if self.residual else target_params
-        error, target = td_error(
-            log_prob,
-            value,
-            target_log_prob,
-            self.value(bootstrap.value, batch.next_obs),
-            batch.reward,
-            batch.terminated,
-            temperature=temperature,
-            munchausen=self.munchausen,
-            discount=self.discount,
-        )
+        next_value = self.values(bootstrap.values, batch.next_obs).min(0)
+
+        def error_of(value):
+            return td_error(
+                log_prob,
+                value,
+                target_log_prob,
+                next_value,
+                batch.reward,
+                batch.terminated,
+                temperature=temperature,
+                munchausen=self.munchausen,
+                discount=self.discount,
+            )
+
+        error, (target, *_) = jax.vmap(error_of)(values)
         loss = jnp.mean(jnp.square(error))
         statistics = Statistics(
             loss=loss,
             td_error=jnp.abs(error).mean(),
-            value=value.mean(),
+            value=values.mean(),
             target=target.mean(),
             target_std=target.std(),
             log_prob=log_prob.mean(),
