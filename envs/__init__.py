@@ -5,16 +5,16 @@ from __future__ import annotations
 import difflib
 import re
 
-from envs.adroit.door import Door, DoorSparse
-from envs.adroit.hammer import Hammer, HammerSparse
-from envs.adroit.pen import Pen, PenSparse
-from envs.adroit.relocate import Relocate, RelocateSparse
-from envs.base import Env, State
-from envs.locomotion.ant import Ant
-from envs.locomotion.half_cheetah import HalfCheetah
-from envs.locomotion.hopper import Hopper
-from envs.locomotion.humanoid import Humanoid
-from envs.locomotion.walker2d import Walker2d
+from iqmjx.envs.adroit.door import Door, DoorSparse
+from iqmjx.envs.adroit.hammer import Hammer, HammerSparse
+from iqmjx.envs.adroit.pen import Pen, PenSparse
+from iqmjx.envs.adroit.relocate import Relocate, RelocateSparse
+from iqmjx.envs.base import Env, State
+from iqmjx.envs.locomotion.ant import Ant
+from iqmjx.envs.locomotion.half_cheetah import HalfCheetah
+from iqmjx.envs.locomotion.hopper import Hopper
+from iqmjx.envs.locomotion.humanoid import Humanoid
+from iqmjx.envs.locomotion.walker2d import Walker2d
 
 _LOCOMOTION = (Hopper, Walker2d, HalfCheetah, Ant, Humanoid)
 _ADROIT = (Door, Hammer, Pen, Relocate)

@@ -18,8 +18,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from envs import physics
-from envs.physics import PhysicsState
+from iqmjx.envs import physics
+from iqmjx.envs.physics import PhysicsState
 
 
 @struct.dataclass

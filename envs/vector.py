@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from envs.base import Env, State
-from envs.physics import PhysicsState
+from iqmjx.envs.base import Env, State
+from iqmjx.envs.physics import PhysicsState
 
 
 @struct.dataclass

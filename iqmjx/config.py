@@ -6,8 +6,8 @@ import dataclasses
 import math
 from typing import Any
 
-import envs
-from envs import physics as engines
+from iqmjx import envs
+from iqmjx.envs import physics as engines
 
 ALGORITHMS = ("iq", "m_iq", "pcl", "trust_pcl", "sac")
 POLICIES = ("multicategorical", "autoregressive", "gaussian", "flow", "tanh_gaussian")

@@ -16,8 +16,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-import envs
-from iqmjx import loop, normalize
+from iqmjx import envs, loop, normalize
 
 _STREAM = 1
 """Folded into the run's seed; training uses stream 0."""

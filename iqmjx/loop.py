@@ -15,10 +15,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-import envs
-from envs import vector
-from iqmjx import agents, normalize, replay
+from iqmjx import agents, envs, normalize, replay
 from iqmjx.config import Config
+from iqmjx.envs import vector
 from iqmjx.replay import ReplayState, Transition
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-import envs
+from iqmjx import envs
 from iqmjx.config import Config
 
 PRESETS: dict[str, dict[str, Any]] = {

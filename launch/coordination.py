@@ -26,7 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from iqmjx import agents, cli, presets
+from iqmjx import agents, presets
+from iqmjx.commands import cli
 from iqmjx.replay import Transition
 
 CLASSES = ("multicategorical", "autoregressive", "gaussian", "flow")

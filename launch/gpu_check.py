@@ -16,7 +16,7 @@ what there is. The stages:
              bfloat16, with XLA's command buffers, and with one flat vector of
              parameters in the optimizer
 - replay     inserts and samples of a full ring, and what the compiled chunk copies
-- training   the whole step by iqmjx.throughput, and its costliest operations
+- training   the whole step by iqmjx.run.throughput, and its costliest operations
 - run        a run with learning, its curve, and its score in MuJoCo C
 """
 
@@ -43,9 +43,10 @@ import numpy as np
 import optax
 from absl import flags
 
-import envs
-from iqmjx import cli, loop, memory, metrics, presets, replay, throughput
+from iqmjx import envs, loop, presets, replay
+from iqmjx.commands import cli
 from iqmjx.config import Config
+from iqmjx.run import memory, metrics, throughput
 
 _SCALE = flags.DEFINE_enum("scale", "full", ["full", "smoke"], "How large.")
 _OUT = flags.DEFINE_string("out", "launch/results/gpu", "Where results go.")

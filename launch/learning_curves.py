@@ -29,8 +29,9 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-import envs
-from iqmjx import cli, gymnasium_play, metrics, run_folder
+from iqmjx import envs
+from iqmjx.commands import cli
+from iqmjx.run import gymnasium_play, metrics, run_folder
 
 _ENVS = flags.DEFINE_list("envs", [], "Tasks; all by default.")
 _ALGOS = flags.DEFINE_list("algos", ["iq"], "iq, m_iq, sac, or random.")

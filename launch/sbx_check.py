@@ -18,8 +18,7 @@ from pathlib import Path
 import gymnasium
 from absl import app, flags
 
-import envs
-from iqmjx import presets
+from iqmjx import envs, presets
 
 _ENV = flags.DEFINE_string("env", "halfcheetah", "Task.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed.")

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from envs.base import Env, State
-from envs.locomotion.ant import Ant
-from envs.locomotion.half_cheetah import HalfCheetah
-from envs.locomotion.hopper import Hopper
-from envs.locomotion.humanoid import Humanoid
-from envs.locomotion.walker2d import Walker2d
+from iqmjx.envs.base import Env, State
+from iqmjx.envs.locomotion.ant import Ant
+from iqmjx.envs.locomotion.half_cheetah import HalfCheetah
+from iqmjx.envs.locomotion.hopper import Hopper
+from iqmjx.envs.locomotion.humanoid import Humanoid
+from iqmjx.envs.locomotion.walker2d import Walker2d
 
 TASKS = {env.name: env for env in (Hopper, Walker2d, HalfCheetah, Ant, Humanoid)}
 STATES, ACTIONS = 64, 20

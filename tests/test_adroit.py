@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-import envs
-from envs import vector
-from envs.physics import _mjx_base
-from iqmjx import gymnasium_play
+from iqmjx import envs
+from iqmjx.envs import vector
+from iqmjx.envs.physics import _mjx_base
+from iqmjx.run import gymnasium_play
 from tests import parity
 
 TASKS = ("door", "hammer", "pen", "relocate")

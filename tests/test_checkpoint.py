@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from iqmjx import checkpoint, loop, metrics, presets, run_folder, trainer
+from iqmjx import loop, presets
+from iqmjx.run import checkpoint, metrics, run_folder, trainer
 from tests import toys
 
 EVERY = {**toys.SMALL, "num_checkpoints": 6}  # one checkpoint after each chunk

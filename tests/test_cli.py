@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from iqmjx import metrics
+from iqmjx.run import metrics
 from tests import toys
 
 SETTINGS = [f"--{name}={value}" for name, value in toys.SMALL.items()]

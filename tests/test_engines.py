@@ -1,4 +1,4 @@
-"""What all engines promise beside the physics itself (see `envs.physics`)."""
+"""What all engines promise beside the physics itself (see `iqmjx.envs.physics`)."""
 
 import functools
 import os
@@ -11,8 +11,8 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs import physics, vector
-from envs.physics import OVERFLOW_CONSTRAINTS, OVERFLOW_CONTACTS
+from iqmjx.envs import physics, vector
+from iqmjx.envs.physics import OVERFLOW_CONSTRAINTS, OVERFLOW_CONTACTS
 from tests import parity
 
 ENGINES = ["native", "warp", "mjx"]

@@ -5,8 +5,8 @@ import mujoco
 import numpy as np
 import pytest
 
-import envs
-from envs import physics
+from iqmjx import envs
+from iqmjx.envs import physics
 
 SIZES = {
     "hopper": (11, 3),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from envs.physics import native
+from iqmjx.envs.physics import native
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = (

@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from envs import vector
-from iqmjx import evaluation, loop, memory, replay
+from iqmjx import evaluation, loop, replay
 from iqmjx.agents import base
+from iqmjx.envs import vector
+from iqmjx.run import memory
 from tests import toys
 
 

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from iqmjx import report
+from iqmjx.commands import report
 
 
 def write(folder, task, algo, seed, score, name=""):

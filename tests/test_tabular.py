@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from iqmjx import agents, tabular
+from iqmjx import agents
 from iqmjx.replay import Transition
+from iqmjx.theory import tabular
 from tests import toys
 
 MUNCHAUSEN = (0.0, 0.5, 0.9, 1.0)

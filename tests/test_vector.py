@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs import vector
+from iqmjx.envs import vector
 from tests.toys import Commanded
 
 LIMIT = 5

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from envs.base import State
-from envs.physics import PhysicsState
 from iqmjx import agents, presets
+from iqmjx.envs.base import State
+from iqmjx.envs.physics import PhysicsState
 from iqmjx.loop import Setup
 
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from envs.adroit.hand import AdroitHand, distance, uniform
+from iqmjx.envs.adroit.hand import AdroitHand, distance, uniform
 
 OPEN_ANGLE, FULL_ANGLE = 1.35, 1.57  # radians
 FRAME_LOW, FRAME_HIGH = (-0.3, 0.25, 0.252), (-0.2, 0.35, 0.35)  # metres

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from envs.adroit.hand import AdroitHand, distance, uniform
+from iqmjx.envs.adroit.hand import AdroitHand, distance, uniform
 
 BOARD_LOW, BOARD_HIGH = (0.1,), (0.25,)  # height, metres
 DRIVEN = 0.01  # metres between nail and goal

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from envs import adroit
-from envs.base import Env, Start
-from envs.physics import PhysicsState
+from iqmjx.envs import adroit
+from iqmjx.envs.base import Env, Start
+from iqmjx.envs.physics import PhysicsState
 
 # First and last actuator of a group, and the gain of its position servos, which
 # gymnasium-robotics sets in the compiled model.

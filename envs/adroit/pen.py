@@ -5,8 +5,8 @@ import mujoco
 import numpy as np
 from jaxtyping import Array, Float
 
-from envs.adroit.hand import AdroitHand, distance, uniform
-from envs.physics import PhysicsState
+from iqmjx.envs.adroit.hand import AdroitHand, distance, uniform
+from iqmjx.envs.physics import PhysicsState
 
 ANGLE_LOW, ANGLE_HIGH = (-1.0, -1.0), (1.0, 1.0)  # of the target, radians
 NEAR = 0.075  # metres

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from envs.adroit.hand import AdroitHand, distance, uniform
+from iqmjx.envs.adroit.hand import AdroitHand, distance, uniform
 
 # Where the ball starts (x, y), and where the target hangs (x, y, z), metres.
 PLACE_LOW, PLACE_HIGH = (-0.15, -0.15, -0.2, -0.2, 0.15), (0.15, 0.3, 0.2, 0.2, 0.35)

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from envs.base import Env, Start
-from envs.locomotion import load
+from iqmjx.envs.base import Env, Start
+from iqmjx.envs.locomotion import load
 
 TORSO = 1  # body whose displacement is rewarded
 CTRL_COST_WEIGHT = 0.5

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from envs.base import Env, Start
-from envs.locomotion import load
+from iqmjx.envs.base import Env, Start
+from iqmjx.envs.locomotion import load
 
 CTRL_COST_WEIGHT = 1e-3
 HEALTHY_REWARD = 1.0

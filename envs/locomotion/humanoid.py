@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from envs.base import Env, Start
-from envs.locomotion import load
+from iqmjx.envs.base import Env, Start
+from iqmjx.envs.locomotion import load
 
 FORWARD_REWARD_WEIGHT = 1.25
 CTRL_COST_WEIGHT = 0.1

@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from envs.locomotion import load
-from envs.locomotion.hopper import Hopper
+from iqmjx.envs.locomotion import load
+from iqmjx.envs.locomotion.hopper import Hopper
 
 HEALTHY_Z_RANGE = (0.8, 2.0)
 HEALTHY_ANGLE_RANGE = (-1.0, 1.0)

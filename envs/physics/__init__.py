@@ -142,7 +142,7 @@ def make(
     Raises:
         ValueError: as `resolve`.
     """
-    module = importlib.import_module(f"envs.physics.{resolve(engine)}")
+    module = importlib.import_module(f"iqmjx.envs.physics.{resolve(engine)}")
     return module.Engine(
         spec,
         frame_skip=frame_skip,

@@ -20,7 +20,7 @@ import mujoco
 import numpy as np
 from mujoco import mjx
 
-from envs.physics import PhysicsState, _capsules, quiet_compilation
+from iqmjx.envs.physics import PhysicsState, _capsules, quiet_compilation
 
 _capsules.install()
 
@@ -29,7 +29,7 @@ _CONTINUED_FROM = ("act", "time", "qacc_warmstart")  # beside qpos and qvel
 
 
 class MjxEngine(abc.ABC):
-    """An engine of `envs.physics` on one implementation of MJX."""
+    """An engine of `iqmjx.envs.physics` on one implementation of MJX."""
 
     name: str
 

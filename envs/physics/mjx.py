@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import mujoco
 from mujoco import mjx
 
-from envs.physics import OVERFLOW_CONTACTS, _rk4
-from envs.physics._mjx_base import MjxEngine
+from iqmjx.envs.physics import OVERFLOW_CONTACTS, _rk4
+from iqmjx.envs.physics._mjx_base import MjxEngine
 
 # Newton converges in a few iterations and stops there; this bounds the worst world, for
 # which all others wait.
@@ -18,7 +18,7 @@ LS_ITERATIONS = 8
 
 
 class Engine(MjxEngine):
-    """The `mjx` engine (see `envs.physics`).
+    """The `mjx` engine (see `iqmjx.envs.physics`).
 
     MJX solves for every contact that could ever be (138 in Gymnasium's humanoid). Here
     the deepest ones are kept, per contact dimension one more than there is to be room

@@ -26,7 +26,7 @@ import mujoco.batch
 import numpy as np
 from jax.experimental.buffer_callback import buffer_callback
 
-from envs.physics import (
+from iqmjx.envs.physics import (
     OVERFLOW_CONSTRAINTS,
     OVERFLOW_CONTACTS,
     PhysicsState,
@@ -59,7 +59,7 @@ class _Worlds(NamedTuple):
 
 
 class Engine:
-    """The `native` engine (see `envs.physics`)."""
+    """The `native` engine (see `iqmjx.envs.physics`)."""
 
     name = "native"
 

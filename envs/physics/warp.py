@@ -10,8 +10,8 @@ from mujoco import mjx
 from mujoco.mjx._src import math
 from mujoco.mjx.third_party.mujoco_warp import OverflowType
 
-from envs.physics import OVERFLOW_CONSTRAINTS, OVERFLOW_CONTACTS
-from envs.physics._mjx_base import MjxEngine
+from iqmjx.envs.physics import OVERFLOW_CONSTRAINTS, OVERFLOW_CONTACTS
+from iqmjx.envs.physics._mjx_base import MjxEngine
 
 _COMPUTE_CFRC_EXT = "opt._impl.run_rne_postconstraint"
 _CONSTRAINT_BITS = OverflowType.NEFC | OverflowType.NJMAX_NNZ
@@ -19,7 +19,7 @@ _CONTACT_BITS = OverflowType.BROADPHASE | OverflowType.NARROWPHASE | OverflowTyp
 
 
 class Engine(MjxEngine):
-    """The `warp` engine (see `envs.physics`).
+    """The `warp` engine (see `iqmjx.envs.physics`).
 
     The solver keeps the model's own limits: it stops as soon as all worlds have
     converged, so a large limit costs nothing.

@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from iqmjx import loop, memory
+from iqmjx import loop
+from iqmjx.run import memory
 
 CHECKPOINTS = "checkpoints"
 BEST = "best"

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from envs import Env, physics
 from iqmjx import evaluation, loop, normalize
+from iqmjx.envs import Env, physics
 
 _WIDTH, _HEIGHT = 480, 480
 

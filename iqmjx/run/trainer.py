@@ -12,9 +12,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from iqmjx import checkpoint, evaluation, loop, metrics
+from iqmjx import evaluation, loop
 from iqmjx.config import Config
-from iqmjx.progress import Progress
+from iqmjx.run import checkpoint, metrics
+from iqmjx.run.progress import Progress
 
 _TRAINING_STREAM = 0
 

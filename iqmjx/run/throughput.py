@@ -20,9 +20,9 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 import iqmjx
-from envs import vector
 from iqmjx import loop
 from iqmjx.config import Config
+from iqmjx.envs import vector
 from iqmjx.replay import Transition
 
 _SECONDS = 1.0

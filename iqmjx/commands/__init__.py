@@ -1,0 +1,1 @@
+"""The commands: command line -> settings -> library -> printed result."""

@@ -1,0 +1,66 @@
+"""Measures throughput: python -m iqmjx.benchmark --env humanoid --json.
+
+The parts of a training step are measured alone (stepping worlds, acting, updates) and
+then together, in rounds that take turns, so that a slow spell of the machine falls on
+all of them; each figure is the median over the rounds.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from absl import flags
+from rich import console, table
+
+from iqmjx import loop, presets
+from iqmjx.commands import cli
+from iqmjx.config import Config
+from iqmjx.run import memory, throughput
+
+_PRESET = flags.DEFINE_string(
+    "preset", "auto", f"auto (by platform), {', '.join(presets.PRESETS)}."
+)
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object and nothing else.")
+_SWEEP = flags.DEFINE_list(
+    "sweep", None, "Numbers of worlds to measure one after another: 256,1024,4096."
+)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds; figures are medians over them.")
+cli.define_config_flags()
+
+
+def main() -> None:
+    """Runs the command."""
+    with cli.user_errors():
+        given = cli.given_settings()
+        if _ROUNDS.value < 1:
+            raise ValueError(f"--rounds {_ROUNDS.value}: give 1 or more")
+        worlds = _SWEEP.value or [None]
+        configs = [_config(given, count) for count in worlds]
+        for config in configs:
+            memory.check(memory.footprint(loop.make_setup(config)), config)
+    results = [throughput.measure(config, _ROUNDS.value) for config in configs]
+    report = throughput.machine() | (
+        {"sweep": results} if _SWEEP.value is not None else results[0]
+    )
+    if _JSON.value:
+        print(json.dumps(report))
+    else:
+        _print(results)
+
+
+def _config(given: dict[str, Any], num_envs: str | None) -> Config:
+    if num_envs is None:
+        return presets.resolve(given, _PRESET.value).config
+    if not num_envs.strip().isdigit():
+        raise ValueError(f"--sweep {num_envs}: give whole numbers, as in 256,1024")
+    return presets.resolve(given | {"num_envs": int(num_envs)}, _PRESET.value).config
+
+
+def _print(results: list[dict[str, Any]]) -> None:
+    out = table.Table("", *(f"{r['num_envs']} worlds" for r in results), box=None)
+    for name in dict.fromkeys(name for result in results for name in result):
+        values = [result[name] for result in results]
+        cells = [f"{v:,.4g}" if isinstance(v, float) else str(v) for v in values]
+        out.add_row(name.replace("_", " "), *cells)
+    console.Console(highlight=False, soft_wrap=True).print(out)

@@ -1,0 +1,115 @@
+"""Plays a trained policy: python -m iqmjx.evaluate --checkpoint RUN --sim gymnasium."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+from iqmjx import evaluation, loop
+from iqmjx.commands import cli
+from iqmjx.envs import physics as engines
+from iqmjx.run import checkpoint, gymnasium_play, run_folder
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "A run folder, its checkpoints/ or best/, or one step in them."
+)
+_SIM = flags.DEFINE_enum(
+    "sim",
+    "gymnasium",
+    ["gymnasium", "auto", *engines.ENGINES],
+    "Where to play: Gymnasium's own environment, or an engine of ours.",
+)
+_EPISODES = flags.DEFINE_integer("episodes", 10, "Episodes to play.")
+_DETERMINISTIC = flags.DEFINE_bool(
+    "deterministic", True, "Act by the policy's mode; --nodeterministic samples."
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of resets and of sampled actions.")
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object and nothing else.")
+_VIDEO = flags.DEFINE_string(
+    "video", None, "Write the first episode to this .mp4 file (--sim gymnasium)."
+)
+
+
+def main() -> None:
+    """Runs the command."""
+    with cli.user_errors():
+        _check_flags()
+        folder, steps = checkpoint.locate(Path(_CHECKPOINT.value or ""))
+        setup = loop.make_setup(run_folder.load(folder).config)
+        env_steps, learner, normalizer = checkpoint.restore_policy(
+            steps, checkpoint.abstract_state(setup)
+        )
+        if _SIM.value == "gymnasium":
+            play: Callable[..., evaluation.Episodes] = _play_in_gymnasium
+        else:
+            play = _play_on_engine
+        episodes = play(setup, learner, normalizer)
+    returns = np.asarray(episodes.returns)
+    report = {
+        "env": setup.env.gymnasium_id,
+        "sim": _SIM.value,
+        "checkpoint": str(folder),
+        "env_steps": env_steps,
+        "deterministic": _DETERMINISTIC.value,
+        "seed": _SEED.value,
+        "episodes": len(returns),
+        "mean": float(np.mean(returns)),
+        "std": float(np.std(returns)),
+        "min": float(np.min(returns)),
+        "max": float(np.max(returns)),
+        "mean_length": float(np.mean(episodes.lengths)),
+        "returns": [float(value) for value in returns],
+    }
+    if episodes.succeeded is not None:
+        report["success"] = float(np.mean(episodes.succeeded))
+    if _JSON.value:
+        print(json.dumps(report))
+        return
+    success = f", {report['success']:.0%} with success" if "success" in report else ""
+    print(
+        f"{report['env']} in {report['sim']}, trained for {env_steps:,} env steps: "
+        f"return {report['mean']:.1f} +- {report['std']:.1f} "
+        f"(min {report['min']:.1f}, max {report['max']:.1f}) over "
+        f"{report['episodes']} episodes of {report['mean_length']:.0f} steps{success}"
+    )
+    if _VIDEO.value:
+        print(f"video: {_VIDEO.value}")
+
+
+def _check_flags() -> None:
+    if _CHECKPOINT.value is None:
+        raise ValueError("--checkpoint: name a run folder")
+    if _EPISODES.value < 1:
+        raise ValueError(f"--episodes {_EPISODES.value}: give 1 or more")
+    if _VIDEO.value and _SIM.value != "gymnasium":
+        raise ValueError(
+            f"--video: --sim {_SIM.value} plays all episodes at once; record with "
+            f"--sim gymnasium"
+        )
+    if _VIDEO.value and not _VIDEO.value.endswith(".mp4"):
+        raise ValueError(f"--video {_VIDEO.value}: give a file name ending in .mp4")
+
+
+def _play_in_gymnasium(setup, learner, normalizer):
+    return gymnasium_play.play(
+        setup,
+        learner,
+        normalizer,
+        episodes=_EPISODES.value,
+        deterministic=_DETERMINISTIC.value,
+        seed=_SEED.value,
+        video=Path(_VIDEO.value) if _VIDEO.value else None,
+    )
+
+
+def _play_on_engine(setup, learner, normalizer):
+    setup = evaluation.make_setup(setup, _EPISODES.value, _SIM.value)
+    greedy = np.full(_EPISODES.value, _DETERMINISTIC.value)
+    return evaluation.play(
+        setup, learner, normalizer, greedy, jax.random.key(_SEED.value)
+    )
