@@ -1,10 +1,14 @@
 """launch/gpu_check.py, tiny, on a CPU: every stage, and what it refuses."""
 
 import json
+import pathlib
 import subprocess
 import sys
 
 import pytest
+
+from launch import gpu_stages
+from launch.gpu_stages import scales, summary
 
 COMMAND = [sys.executable, "launch/gpu_check.py", "--scale", "smoke"]
 
@@ -35,6 +39,18 @@ def test_a_stage_is_measured_once(tmp_path):
     assert "there already" not in call(*out).stdout
     again = json.loads((tmp_path / "ceilings.json").read_text())
     assert again["whole"] and again.keys() == result.keys()
+
+
+def test_scales_have_worlds_for_each_engine():
+    engines = {"warp", "mjx", "native"}
+    assert all(set(scale.worlds) == engines for scale in scales.SCALES.values())
+    assert engines < set(gpu_stages.STAGES)
+
+
+def test_the_summary_of_the_results_kept_is_the_one_kept():
+    kept = pathlib.Path("launch/results/gpu")
+    text = summary.summarize(kept, gpu_stages.STAGES)
+    assert text == (kept / "summary.md").read_text()
 
 
 @pytest.mark.slow
