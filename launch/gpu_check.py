@@ -1,6 +1,6 @@
 """Everything that a GPU run's speed depends on, measured stage by stage.
 
-    python launch/gpu_check.py --out launch/results/gpu
+    python launch/gpu_check.py
     python launch/gpu_check.py --scale smoke --out /tmp/check    # tiny, on any machine
 
 Each stage is a process of its own, with the device to itself, and writes OUT/STAGE.json
@@ -39,7 +39,7 @@ from iqmjx import envs
 from iqmjx.commands import cli
 
 _SCALE = flags.DEFINE_enum("scale", "full", list(SCALES), "How large.")
-_OUT = flags.DEFINE_string("out", "launch/results/gpu", "Where results go.")
+_OUT = flags.DEFINE_string("out", "runs/gpu", "Where results go.")
 _STAGES = flags.DEFINE_list("stages", None, "Stages to run; all by default.")
 _ENV = flags.DEFINE_string("env", "humanoid", "Task.")
 
