@@ -113,11 +113,12 @@ class Env(abc.ABC):
             reward=zero,
             done=zero,
             metrics=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), metrics),
+            info={"overflow": world.overflow},
         )
 
-    def step(self, state: State, action: Float[Array, " A"]) -> State:
-        """Takes one control step; `action` in [-1, 1] spans the control range."""
-        ctrl = self.ctrl(action)
+    def step(self, state: State, control: Float[Array, " A"]) -> State:
+        """Takes one control step; `control` in [-1, 1] spans the actuators' range."""
+        ctrl = self.ctrl(control)
         world = self.physics.step(state.pipeline_state, ctrl)
         reward, terminated, metrics = self.judge(state.pipeline_state, world, ctrl)
         # Never weakly typed: one compilation serves the first step and the others.
@@ -131,11 +132,12 @@ class Env(abc.ABC):
             reward=reward,
             done=done,
             metrics={**state.metrics, **metrics},
+            info={**state.info, "overflow": world.overflow},
         )
 
-    def ctrl(self, action: Float[Array, "*B A"]) -> Float[Array, "*B nu"]:
-        """The actuators' controls that an action of [-1, 1] stands for."""
-        return self._ctrl_center + self._ctrl_scale * action
+    def ctrl(self, control: Float[Array, "*B A"]) -> Float[Array, "*B nu"]:
+        """MuJoCo's `ctrl`, in the actuators' units, for a control in [-1, 1]."""
+        return self._ctrl_center + self._ctrl_scale * control
 
     @property
     def observation_size(self) -> int:

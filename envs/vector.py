@@ -2,10 +2,13 @@
 
 A finished episode is replaced, in the same step, by a start state from a bank of fresh
 random resets; the observation that the step really reached is returned beside it. A
-time limit is a truncation: it ends the episode, never the bootstrap.
+time limit is a truncation: it ends the episode, never the bootstrap. So is an end that
+the task itself calls one, in `info["truncation"]`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,27 +16,25 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from iqmjx.envs.base import Env, State
-from iqmjx.envs.physics import PhysicsState
+
+_LEAST_STARTS = 256
+"""Start states in a bank of few worlds, which reset many times while it lasts."""
 
 
 @struct.dataclass
 class VectorState:
     """N worlds between two steps."""
 
-    physics: PhysicsState  # [N, ...]
-    obs: Float[Array, "N O"]
+    worlds: State  # [N, ...], as the task returned them
     steps: Int[Array, " N"]  # control steps into the episode, its random phase included
     length: Int[Array, " N"]  # control steps really taken in the episode
     episode_return: Float[Array, " N"]
     whole: Bool[Array, " N"]  # the episode began at step 0: its return counts
 
-
-@struct.dataclass
-class Bank:
-    """M start states to reset to."""
-
-    physics: PhysicsState  # [M, ...]
-    obs: Float[Array, "M O"]
+    @property
+    def obs(self) -> Float[Array, "N O"]:
+        """What the worlds show now."""
+        return self.worlds.obs
 
 
 @struct.dataclass
@@ -49,12 +50,23 @@ class Outcome:
     counted: Bool[Array, " N"]  # an episode ended here and its return counts
     episode_return: Float[Array, " N"]
     length: Int[Array, " N"]
+    metrics: dict[str, Float[Array, " N"]]  # the task's own
 
 
-def make_bank(env: Env, key: PRNGKeyArray, size: int) -> Bank:
-    """Draws `size` fresh start states; `key` is consumed."""
-    states: State = jax.vmap(env.reset)(jax.random.split(key, size))
-    return Bank(states.pipeline_state, states.obs)
+def bank_size(num_worlds: int) -> int:
+    """Start states in a bank for N worlds."""
+    return num_worlds * -(-_LEAST_STARTS // num_worlds)
+
+
+def make_bank(env: Env, key: PRNGKeyArray, num_worlds: int) -> State:
+    """Draws fresh start states [M, ...] for N worlds; `key` is consumed.
+
+    At least as many as worlds, and no fewer than 256. They are drawn N at a time,
+    because an engine may have room for that many worlds alone.
+    """
+    keys = jax.random.split(key, (bank_size(num_worlds) // num_worlds, num_worlds))
+    drawn = jax.lax.map(jax.vmap(env.reset), keys)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), drawn)
 
 
 def init(
@@ -66,15 +78,14 @@ def init(
     so that the time limit does not end all episodes at once, forever. Those shortened
     first episodes are left out of the statistics.
     """
-    bank_key, phase_key = jax.random.split(key)
-    bank = make_bank(env, bank_key, num_worlds)
+    reset_key, phase_key = jax.random.split(key)
+    worlds = jax.vmap(env.reset)(jax.random.split(reset_key, num_worlds))
     zeros = jnp.zeros(num_worlds, jnp.int32)
     steps = zeros
     if not env.terminates:
         steps = jax.random.randint(phase_key, (num_worlds,), 0, episode_length)
     return VectorState(
-        physics=bank.physics,
-        obs=bank.obs,
+        worlds=worlds,
         steps=steps,
         length=zeros,
         episode_return=jnp.zeros(num_worlds),
@@ -85,57 +96,57 @@ def init(
 def step(
     env: Env,
     state: VectorState,
-    action: Float[Array, "N A"],
-    bank: Bank,
+    control: Float[Array, "N A"],
+    bank: State,
     key: PRNGKeyArray,
     episode_length: int,
 ) -> tuple[VectorState, Outcome]:
     """Steps N worlds, resetting those whose episode ended; `key` is consumed.
 
-    A world that leaves the finite numbers is reset as well, its step replaced by one
-    that stays where it was, terminal and without reward, so that no NaN is learned
-    from.
+    A world that leaves the finite numbers is reset as well. Its outcome keeps the
+    observation that it had, without reward, so that no NaN is stored, and says
+    `diverged`, so that nothing is learned from it.
     """
-    stepped: State = jax.vmap(env.step)(_as_env_state(state), action)
+    stepped: State = jax.vmap(env.step)(state.worlds, control)
     diverged = ~(jnp.isfinite(stepped.obs).all(-1) & jnp.isfinite(stepped.reward))
-    reward = jnp.where(diverged, 0.0, stepped.reward)
-    next_obs = _where(diverged, state.obs, stepped.obs)
-    terminated = diverged | (stepped.done > 0)
+    done = stepped.done > 0
+    told = stepped.info.get("truncation", jnp.zeros_like(stepped.done)) > 0
     steps = state.steps + 1
-    truncated = (steps >= episode_length) & ~terminated
-    done = terminated | truncated
+    terminated = diverged | (done & ~told)
+    truncated = ((steps >= episode_length) | (done & told)) & ~terminated
+    ended = terminated | truncated
+    reward = jnp.where(diverged, 0.0, stepped.reward)
+    no_overflow = jnp.zeros(ended.shape, jnp.int32)
     outcome = Outcome(
         reward=reward,
         terminated=terminated,
         truncated=truncated,
-        next_obs=next_obs,
+        next_obs=_where(diverged, state.obs, stepped.obs),
         diverged=diverged,
-        overflow=stepped.pipeline_state.overflow,
-        counted=done & state.whole,
+        overflow=stepped.info.get("overflow", no_overflow),
+        counted=ended & state.whole,
         episode_return=state.episode_return + reward,
         length=state.length + 1,
+        metrics={
+            name: _where(diverged, jnp.zeros_like(value), value)
+            for name, value in stepped.metrics.items()
+        },
     )
 
     # Each world draws its own start state, whether or not it needs one.
-    drawn = jax.random.randint(key, done.shape, 0, bank.obs.shape[0])
+    drawn = jax.random.randint(key, ended.shape, 0, bank.obs.shape[0])
     fresh = jax.tree.map(lambda leaf: leaf[drawn], bank)
     next_state = VectorState(
-        physics=_where(done, fresh.physics, stepped.pipeline_state),
-        obs=_where(done, fresh.obs, next_obs),
-        steps=jnp.where(done, 0, steps),
-        length=jnp.where(done, 0, outcome.length),
-        episode_return=jnp.where(done, 0.0, outcome.episode_return),
-        whole=state.whole | done,
+        worlds=_where(ended, fresh, stepped),
+        steps=jnp.where(ended, 0, steps),
+        length=jnp.where(ended, 0, outcome.length),
+        episode_return=jnp.where(ended, 0.0, outcome.episode_return),
+        whole=state.whole | ended,
     )
     return next_state, outcome
 
 
-def _as_env_state(state: VectorState) -> State:
-    zeros = jnp.zeros(state.steps.shape)
-    return State(state.physics, state.obs, zeros, zeros)
-
-
-def _where(condition, if_true, if_false):
+def _where(condition: Bool[Array, " N"], if_true: Any, if_false: Any) -> Any:
     """`jnp.where` by world (the leading axis) over whole trees."""
 
     def select(a, b):

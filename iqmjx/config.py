@@ -39,6 +39,8 @@ class Config:
         "Engine: native, mjx, warp, or auto by platform (CPU: native, CUDA: warp).",
     )
 
+    num_seeds: int = _setting(1, "Independent agents in one program, from --seed on.")
+    num_shards: int = _setting(1, "Shards.")
     num_timesteps: int = _setting(
         2_000_000, "Env steps to train for; rounded up to whole chunks."
     )
@@ -192,16 +194,29 @@ class Config:
         return self.num_envs * self.chunk_steps
 
     @property
+    def warm_up_steps(self) -> int:
+        """Vector steps under random actions, before the first chunk."""
+        return -(-self.min_replay_size // self.num_envs)
+
+    @property
     def num_chunks(self) -> int:
-        """Chunks in the whole run."""
-        return -(-self.num_timesteps // self.env_steps_per_chunk)
+        """Chunks of training in the whole run."""
+        rest = self.num_timesteps - self.env_steps_after(0)
+        return max(-(-rest // self.env_steps_per_chunk), 0)
+
+    @property
+    def total_env_steps(self) -> int:
+        """Env steps in the whole run: num_timesteps, rounded up to whole chunks."""
+        return self.env_steps_after(self.num_chunks)
+
+    def env_steps_after(self, chunks: int) -> int:
+        """Env steps of the warm-up and this many chunks."""
+        return self.num_envs * (self.warm_up_steps + chunks * self.chunk_steps)
 
     @property
     def num_updates(self) -> int:
-        """Updates in the whole run; they begin once replay holds min_replay_size."""
-        steps = self.num_chunks * self.chunk_steps
-        waiting = max(-(-self.min_replay_size // self.num_envs) - 1, 0)
-        return max(steps - waiting, 0) * self.grad_updates_per_step
+        """Updates in the whole run."""
+        return self.num_chunks * self.chunk_steps * self.grad_updates_per_step
 
     @property
     def replay_ratio(self) -> float:

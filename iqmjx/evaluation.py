@@ -1,22 +1,25 @@
 """Evaluation: whole episodes on separate worlds, on the device.
 
-It reads the learner and the normalizer, and takes its keys from a stream of its own, so
-that evaluating more or less often changes nothing in training.
+It reads an actor, and takes its keys from a stream of its own, so that evaluating more
+or less often changes nothing in training.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from iqmjx import envs, loop, normalize
+from iqmjx import acting, envs
+from iqmjx.acting import Actor
+from iqmjx.parallel import BY_SEED, BY_SHARD, Layout
+from iqmjx.policies.base import Policy
 
 _STREAM = 1
 """Folded into the run's seed; training uses stream 0."""
@@ -33,50 +36,44 @@ class Episodes:
     )  # at any step; None where tasks do not say
 
 
-def make_setup(setup: loop.Setup, num_episodes: int, physics: str) -> loop.Setup:
-    """The setup with an environment for `num_episodes` worlds on an engine.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Game:
+    """What is played, and how: a static argument of `play`."""
 
-    Raises:
-        ValueError: where the platform cannot run the engine.
-    """
-    env = envs.make(setup.config.env, physics, num_episodes)
-    return dataclasses.replace(setup, env=env)
-
-
-def key(seed: int, env_steps: int) -> PRNGKeyArray:
-    """The key for an evaluation after `env_steps` of the run with this seed."""
-    stream = jax.random.fold_in(jax.random.key(seed), _STREAM)
-    return jax.random.fold_in(stream, env_steps % 2**32)
+    env: envs.Env
+    policy: Policy
+    episode_length: int
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def play(
-    setup: loop.Setup,
-    learner: Any,
-    normalizer: normalize.Normalizer,
-    greedy: Bool[Array, " M"],
-    key: PRNGKeyArray,
+    game: Game, actor: Actor, greedy: Bool[Array, " M"], keys: PRNGKeyArray
 ) -> Episodes:
-    """Plays one episode in each of M worlds; `key` is consumed.
+    """Plays one episode in each of M worlds.
 
-    A world acts greedily (its policy's mode) where `greedy`, else it samples.
+    Args:
+        game: the task, the policy class and the time limit.
+        actor: what acts.
+        greedy: which worlds act by the policy's mode; the others sample from it.
+        keys: one for each world [M], consumed.
     """
-    reset_key, act_key = jax.random.split(key)
+    split = jax.vmap(jax.random.split, out_axes=1)
+    reset_keys, act_keys = split(keys)
     num_worlds = greedy.shape[0]
-    worlds = jax.vmap(setup.env.reset)(jax.random.split(reset_key, num_worlds))
+    worlds = jax.vmap(game.env.reset)(reset_keys)
+    act = functools.partial(acting.act, game.policy)
 
     def unfinished(carry):
         step, _, alive, *_ = carry
-        return (step < setup.config.episode_length) & alive.any()
+        return (step < game.episode_length) & alive.any()
 
     def advance(carry):
         step, worlds, alive, returns, lengths, succeeded = carry
-        obs = loop.observe(setup, normalizer, worlds.obs)
-        sampled = setup.agent.act(learner, obs, jax.random.fold_in(act_key, step))
-        best = setup.agent.act_greedy(learner, obs)
+        noise = jax.vmap(jax.random.fold_in, (0, None))(act_keys, step)
+        sampled = jax.vmap(act, (None, 0, 0))(actor, worlds.obs, noise)
+        best = acting.act_greedily(game.policy, actor, worlds.obs)
         mask = greedy.reshape(-1, *[1] * (best.ndim - 1))
-        control = setup.agent.control(jnp.where(mask, best, sampled))
-        worlds = jax.vmap(setup.env.step)(worlds, control)
+        control = game.policy.control(jnp.where(mask, best, sampled))
+        worlds = jax.vmap(game.env.step)(worlds, control)
         returns = returns + jnp.where(alive, worlds.reward, 0.0)
         lengths = lengths + alive
         if succeeded is not None:
@@ -94,6 +91,53 @@ def play(
     )
     *_, returns, lengths, succeeded = jax.lax.while_loop(unfinished, advance, start)
     return Episodes(returns, lengths, succeeded)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def play_all(
+    game: Game,
+    layout: Layout,
+    actors: Actor,
+    greedy: Bool[Array, " M"],
+    seeds: Int[Array, " S"],
+    env_steps: Int[Array, ""],
+) -> Episodes:
+    """Plays M episodes [S, M] of every seed, on the devices that the seeds lie on.
+
+    Args:
+        game: as for `play`; its environment has room for `worlds_on_a_device`.
+        layout: where the seeds lie.
+        actors: one for each seed [S].
+        greedy: as for `play`.
+        seeds: of the runs.
+        env_steps: how long they have trained, modulo 2^32. Both decide the start
+            states and the noise.
+    """
+    each = _where_episodes_lie(layout, greedy.shape[0])
+    keys = jax.vmap(_keys, (0, None, None))(seeds, env_steps, greedy.shape[0])
+    greedy = jnp.broadcast_to(greedy, keys.shape)
+    play_here = jax.vmap(functools.partial(play, game))
+    return layout.on_devices(play_here, (BY_SEED, each, each), each)(
+        actors, greedy, keys
+    )
+
+
+def _keys(seed: Int[Array, ""], env_steps: Int[Array, ""], count: int) -> PRNGKeyArray:
+    """Keys [count] for an evaluation of the run with this seed."""
+    stream = jax.random.fold_in(jax.random.key(seed), _STREAM)
+    return jax.random.split(jax.random.fold_in(stream, env_steps), count)
+
+
+def worlds_on_a_device(layout: Layout, num_episodes: int) -> int:
+    """Worlds that `play_all` steps on one device."""
+    if _where_episodes_lie(layout, num_episodes) == BY_SHARD:
+        num_episodes //= layout.devices_per_seed
+    return layout.own_seeds * num_episodes
+
+
+def _where_episodes_lie(layout: Layout, num_episodes: int) -> PartitionSpec:
+    """Divided among a seed's devices if that is even; else each plays all of them."""
+    return BY_SEED if num_episodes % layout.devices_per_seed else BY_SHARD
 
 
 def both_modes(num_episodes: int) -> np.ndarray:

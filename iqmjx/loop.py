@@ -1,24 +1,35 @@
 """The training step: act, step, store, learn; and the chunk that scans it.
 
-Everything a run is lives in `TrainState`: saving it is a full resume. Everything it is
-built from lives in `Setup`, a static argument of the jitted functions.
+All that a run is lives in `TrainState`: saving it is a full resume. All that it is
+built from lives in `Setup`, a static argument of the jitted functions. A run begins
+with `warm_up`, which fills replay under random actions; then `train_chunk`, again and
+again. How seeds and devices divide them is told in `parallel.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from iqmjx import agents, envs, normalize, replay
+from iqmjx import acting, agents, envs, normalize, parallel, replay
 from iqmjx.config import Config
 from iqmjx.envs import vector
+from iqmjx.envs.vector import VectorState
+from iqmjx.normalize import Normalizer
+from iqmjx.parallel import BY_SEED, BY_SHARD, SAME, Layout, Shards
 from iqmjx.replay import ReplayState, Transition
+
+
+_STREAM = 0
+"""Folded into a run's seed for training; evaluation has another stream."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,25 +39,46 @@ class Setup:
     config: Config
     env: envs.Env
     agent: agents.Agent
+    layout: Layout
+
+    @property
+    def shards(self) -> Shards:
+        """The shards of one seed, seen from inside one of them."""
+        return self.layout.shards
+
+    @property
+    def worlds_per_shard(self) -> int:
+        """Worlds that one shard of a seed steps, N / G."""
+        return self.config.num_envs // self.shards.count
 
 
 @struct.dataclass
 class TrainState:
     """A run between two vector steps."""
 
-    learner: Any  # the agent's own
-    normalizer: normalize.Normalizer
-    replay: ReplayState
-    envs: vector.VectorState
-    key: PRNGKeyArray
+    learner: Any  # [S, ...] the agent's own
+    normalizer: Normalizer  # [S, ...]
+    replay: ReplayState  # [S, G, C/G, ...]
+    envs: VectorState  # [S, G, N/G, ...]
+    key: PRNGKeyArray  # [S]
+    steps: Int[Array, ""]  # vector steps taken
+
+
+SPECS = TrainState(
+    learner=BY_SEED,
+    normalizer=BY_SEED,
+    replay=ReplayState(data=BY_SHARD, insert_index=SAME, size=SAME),  # pyright: ignore
+    envs=BY_SHARD,  # pyright: ignore
+    key=BY_SEED,  # pyright: ignore
+    steps=SAME,  # pyright: ignore
+)
+"""Which leading axes each part of a TrainState has."""
 
 
 @struct.dataclass
 class StepMetrics:
-    """What happened in one vector step, or in a chunk of them."""
+    """What happened in one vector step of a seed, or in many of them."""
 
-    learning: Any  # the agent's statistics, means over the updates
-    updates: Int[Array, ""]  # gradient steps done
     reward: Float[Array, ""]  # mean over the worlds
     episodes: Int[Array, ""]  # episodes that ended and count
     return_sum: Float[Array, ""]  # sum of their returns
@@ -54,159 +86,353 @@ class StepMetrics:
     at_bounds: Float[Array, ""]  # share of control entries at -1 or 1
     overflow: Int[Array, ""]  # worlds whose contacts or constraints overflowed
     diverged: Int[Array, ""]  # worlds reset for leaving the finite numbers
+    task: dict[str, Float[Array, ""]]  # the task's metrics, means over the worlds
 
 
-def make_setup(config: Config) -> Setup:
+def make_setup(
+    config: Config, env: envs.Env | None = None, layout: Layout | None = None
+) -> Setup:
     """Builds the environment and the agent.
 
+    Args:
+        config: the run's settings.
+        env: an environment object, in place of the one that `config.env` names.
+        layout: the devices to run on; all of them by default.
+
     Raises:
-        ValueError: for an unknown task, or an engine the platform cannot run.
+        ValueError: for an unknown task, an engine the platform cannot run, or shards
+            that the devices cannot divide.
     """
-    env = envs.make(config.env, config.physics, config.num_envs)
+    layout = layout or parallel.make_layout(config.num_seeds, config.num_shards)
+    config = dataclasses.replace(config, num_shards=layout.num_shards)
+    if env is None:
+        shards = layout.own_seeds * layout.own_shards
+        worlds = shards * config.num_envs // layout.num_shards
+        env = envs.make(config.env, config.physics, worlds)
     agent = agents.make(config, env.observation_size, env.action_size)
-    return Setup(config, env, agent)
+    return Setup(config, env, agent, layout)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def init(setup: Setup, key: PRNGKeyArray) -> TrainState:
-    """The state that a run begins with; `key` is consumed."""
-    config, env, agent = setup.config, setup.env, setup.agent
-    learner_key, env_key, key = jax.random.split(key, 3)
-    shape: Any = jax.ShapeDtypeStruct
-    obs = shape((env.observation_size,), jnp.float32)
-    example = Transition(
-        obs=obs,
-        action=shape(agent.action_shape, agent.action_dtype),
-        reward=shape((), jnp.float32),
-        terminated=shape((), jnp.bool_),
-        next_obs=obs,
-    )
-    return TrainState(
-        learner=agent.init(learner_key),
-        normalizer=normalize.init(env.observation_size),
-        replay=replay.init(example, config.max_replay_size),
-        envs=vector.init(env, env_key, config.num_envs, config.episode_length),
-        key=key,
+def init(setup: Setup) -> TrainState:
+    """The state that a run begins with."""
+    config, agent = setup.config, setup.agent
+    seeds = config.seed + np.arange(config.num_seeds)
+
+    def begin(key):
+        learner_key, env_key, key = jax.random.split(key, 3)
+        worlds = vector.init(
+            setup.env,
+            setup.shards.own_key(env_key),
+            setup.worlds_per_shard,
+            config.episode_length,
+        )
+        normalizer = normalize.init(setup.env.observation_size)
+        return agent.init(learner_key), normalizer, worlds, key
+
+    def on_device(key):
+        begin_all = setup.layout.over_all(
+            begin, (BY_SEED,), (BY_SEED, BY_SEED, BY_SHARD, BY_SEED)
+        )
+        learner, normalizer, worlds, key = begin_all(key)
+        capacity = config.max_replay_size // setup.shards.count
+        ring = replay.init(_example(setup, worlds.steps.shape[:2]), capacity)
+        steps = jnp.zeros((), jnp.int32)
+        return TrainState(learner, normalizer, ring, worlds, key, steps)
+
+    return setup.layout.on_devices(on_device, (BY_SEED,), SPECS)(
+        jax.vmap(_first_key)(seeds)
     )
 
 
-def train_step(
-    setup: Setup, bank: vector.Bank, state: TrainState
-) -> tuple[TrainState, StepMetrics]:
-    """One vector step of N worlds and the K updates that follow it."""
-    key, act_key, env_key, learn_key = jax.random.split(state.key, 4)
-    action = _act(setup, state, act_key)
-    control = setup.agent.control(action)
-    worlds, outcome = vector.step(
-        setup.env, state.envs, control, bank, env_key, setup.config.episode_length
-    )
-    ring = replay.add(state.replay, _transition(state.envs, action, outcome))
-    normalizer = normalize.update(state.normalizer, state.envs.obs)
-    state = TrainState(state.learner, normalizer, ring, worlds, key)
-    learner, learning, updates = _learn(setup, state, learn_key)
-    metrics = _step_metrics(control, outcome, learning, updates)
-    return dataclasses.replace(state, learner=learner), metrics
+def _first_key(seed: Int[Array, ""]) -> PRNGKeyArray:
+    return jax.random.fold_in(jax.random.key(seed), _STREAM)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def train_chunk(setup: Setup, state: TrainState) -> tuple[TrainState, StepMetrics]:
+def warm_up(setup: Setup, state: TrainState) -> tuple[TrainState, StepMetrics]:
+    """Takes `config.warm_up_steps` vector steps under random actions.
+
+    Nothing is learned but the observations' statistics; `state` is donated. The metrics
+    [S] are of all these steps.
+    """
+
+    def at_random(_actor, obs, key):
+        return setup.agent.policy.random(key, obs.shape[0])
+
+    def step(bank, state):
+        key, worlds_key = _split(state.key, 2)
+        state, metrics = _interact(setup, bank, state, worlds_key, at_random)
+        return dataclasses.replace(state, key=key), metrics
+
+    def on_device(state):
+        state, bank = _draw_bank(setup, state)
+        state, steps = jax.lax.scan(
+            lambda carry, _: step(bank, carry), state, length=setup.config.warm_up_steps
+        )
+        return state, _summary(setup, steps)
+
+    return setup.layout.on_devices(on_device, (SPECS,), (SPECS, BY_SEED))(state)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def train_chunk(
+    setup: Setup, state: TrainState
+) -> tuple[TrainState, tuple[StepMetrics, Any]]:
     """Scans `config.chunk_steps` vector steps; `state` is donated.
+
+    Returns the state, the metrics [S] of these steps, and the agent's statistics [S],
+    means over the last update of each.
 
     A chunk draws its own bank of start states. Its length is part of the config and
     depends on nothing else, so that logging, evaluating and saving never change what
     is learned.
     """
-    key, bank_key = jax.random.split(state.key)
-    bank = vector.make_bank(setup.env, bank_key, setup.config.num_envs)
-    step = functools.partial(train_step, setup, bank)
-    state, metrics = jax.lax.scan(
-        lambda carry, _: step(carry),
-        dataclasses.replace(state, key=key),
-        length=setup.config.chunk_steps,
-    )
-    return state, _chunk_metrics(metrics)
+
+    def on_device(state):
+        state, bank = _draw_bank(setup, state)
+        state, (steps, learning) = jax.lax.scan(
+            lambda carry, _: train_step(setup, bank, carry),
+            state,
+            length=setup.config.chunk_steps,
+        )
+        means = jax.tree.map(lambda leaf: leaf.mean(0), learning)
+        return state, (_summary(setup, steps), means)
+
+    specs = SPECS, (BY_SEED, BY_SEED)
+    return setup.layout.on_devices(on_device, (SPECS,), specs)(state)
 
 
-def observe(
-    setup: Setup, normalizer: normalize.Normalizer, obs: Float[Array, "*B O"]
-) -> Float[Array, "*B O"]:
-    """Raw observations as the agent sees them."""
-    if not setup.config.normalize_observations:
-        return obs
-    return normalize.normalize(normalizer, obs)
+def train_step(
+    setup: Setup, bank: envs.State, state: TrainState
+) -> tuple[TrainState, tuple[StepMetrics, Any]]:
+    """One vector step of N worlds and the K updates that follow it, for all seeds."""
+    key, worlds_key, learn_key = _split(state.key, 3)
+    choose = functools.partial(_explore, setup, state.steps)
+    state, metrics = _interact(setup, bank, state, worlds_key, choose)
+    learner, statistics = _learn(setup, state, learn_key)
+    state = dataclasses.replace(state, learner=learner, key=key)
+    return state, (metrics, statistics)
 
 
-def _act(setup: Setup, state: TrainState, key: PRNGKeyArray) -> Array:
-    """Actions [N, ...]: each world's uniform with probability epsilon, else sampled.
+def _interact(
+    setup: Setup,
+    bank: envs.State,
+    state: TrainState,
+    key: PRNGKeyArray,
+    choose: Callable[[acting.Actor, Array, PRNGKeyArray], Array],
+) -> tuple[TrainState, StepMetrics]:
+    """One vector step of all worlds, into replay and the observations' statistics.
 
-    Epsilon falls linearly from 1 to 0 while replay fills to exploration_steps; until
-    min_replay_size it stays 1.
+    `choose` gives the actions [N, ...] for an actor, observations [N, O] and a key.
     """
-    config, size = setup.config, state.replay.size
+
+    def step(learner, normalizer, worlds, bank, key):
+        act_key, env_key = jax.random.split(setup.shards.own_key(key))
+        action = choose(actor(setup, learner, normalizer), worlds.obs, act_key)
+        control = setup.agent.policy.control(action)
+        stepped, outcome = vector.step(
+            setup.env, worlds, control, bank, env_key, setup.config.episode_length
+        )
+        normalizer = normalize.update(normalizer, worlds.obs, setup.shards)
+        transition = _transition(worlds.obs, action, outcome)
+        return stepped, normalizer, transition, _step_metrics(control, outcome)
+
+    worlds, normalizer, transition, metrics = setup.layout.over_all(
+        step,
+        (BY_SEED, BY_SEED, BY_SHARD, BY_SHARD, BY_SEED),
+        (BY_SHARD, BY_SEED, BY_SHARD, BY_SHARD),
+    )(state.learner, state.normalizer, state.envs, bank, key)
+    state = dataclasses.replace(
+        state,
+        normalizer=normalizer,
+        replay=replay.add(state.replay, transition),
+        envs=worlds,
+        steps=state.steps + 1,
+    )
+    return state, metrics
+
+
+def _explore(
+    setup: Setup,
+    steps: Int[Array, ""],
+    actor: acting.Actor,
+    obs: Float[Array, "N O"],
+    key: PRNGKeyArray,
+) -> Array:
+    """The policy's actions [N, ...], and each world's random one with a probability.
+
+    That falls linearly over `exploration_steps` env steps, from 1 to 0.
+    """
+    policy, config, num_worlds = setup.agent.policy, setup.config, obs.shape[0]
     random_key, policy_key, choice_key = jax.random.split(key, 3)
-    epsilon = 1 - size / max(config.exploration_steps, 1)
-    epsilon = jnp.where(size < config.min_replay_size, 1.0, epsilon)
-    obs = observe(setup, state.normalizer, state.envs.obs)
-    random = setup.agent.act_random(random_key, config.num_envs)
-    sampled = setup.agent.act(state.learner, obs, policy_key)
-    explore = jax.random.uniform(choice_key, (config.num_envs,)) < epsilon
-    explore = explore.reshape(-1, *[1] * (sampled.ndim - 1))
-    return jnp.where(explore, random, sampled)
+    sampled = acting.act(policy, actor, obs, policy_key)
+    if config.exploration_steps == 0:
+        return sampled
+    share = 1 - steps * (config.num_envs / config.exploration_steps)
+    explores = jax.random.uniform(choice_key, (num_worlds,)) < share
+    explores = explores.reshape(-1, *[1] * (sampled.ndim - 1))
+    return jnp.where(explores, policy.random(random_key, num_worlds), sampled)
+
+
+def _learn(setup: Setup, state: TrainState, key: PRNGKeyArray) -> tuple[Any, Any]:
+    """K updates on fresh batches: the learner, and the last update's statistics.
+
+    Earlier updates' statistics are not returned, so the compiler leaves them out.
+    """
+    config, shards = setup.config, setup.shards
+    earlier = config.grad_updates_per_step - 1
+
+    def learn(learner, normalizer, batches, last_batch, key):
+        keys = jax.random.split(shards.own_key(key), earlier + 1)
+        seen_by = _seen_by(setup, normalizer)
+        batches, last_batch = _seen(seen_by, batches), _seen(seen_by, last_batch)
+
+        def update(learner, inputs):
+            return setup.agent.update(learner, *inputs, shards)[0], None
+
+        if earlier:
+            learner, _ = jax.lax.scan(update, learner, (batches, keys[:-1]))
+        return setup.agent.update(learner, last_batch, keys[-1], shards)
+
+    earlier_key, last_key, key = _split(key, 3)
+    batches = _draw_batches(setup, state.replay, earlier_key, earlier)
+    last_batch = jax.tree.map(
+        lambda leaf: leaf[:, :, 0], _draw_batches(setup, state.replay, last_key, 1)
+    )
+    return setup.layout.over_all(
+        learn,
+        (BY_SEED, BY_SEED, BY_SHARD, BY_SHARD, BY_SEED),
+        (BY_SEED, BY_SEED),
+    )(state.learner, state.normalizer, batches, last_batch, key)
+
+
+def _draw_batches(
+    setup: Setup, ring: ReplayState, key: PRNGKeyArray, count: int
+) -> Transition:
+    """Batches [S, G, count, B/G], in one gather; `key` [S] is consumed."""
+    rows = setup.config.batch_size // setup.shards.count
+    own_keys = setup.layout.over_all(setup.shards.own_key, (BY_SEED,), BY_SHARD)(key)
+    drawn = replay.sample(ring, own_keys, count * rows)
+    return jax.tree.map(
+        lambda leaf: leaf.reshape(*leaf.shape[:2], count, rows, *leaf.shape[3:]), drawn
+    )
+
+
+def actor(setup: Setup, learner: Any, normalizer: Normalizer) -> acting.Actor:
+    """What training acts by, of one seed."""
+    return setup.agent.actor(learner, _seen_by(setup, normalizer))
+
+
+def _seen_by(setup: Setup, normalizer: Normalizer) -> Normalizer | None:
+    """What the agent sees observations through; None: as they are."""
+    return normalizer if setup.config.normalize_observations else None
+
+
+def _seen(normalizer: Normalizer | None, batch: Transition) -> Transition:
+    """Transitions with observations as the agent sees them."""
+    return dataclasses.replace(
+        batch,
+        obs=acting.observe(normalizer, batch.obs),
+        next_obs=acting.observe(normalizer, batch.next_obs),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def average_actors(setup: Setup, state: TrainState) -> acting.Actor:
+    """What evaluations play and policies are saved as, for each seed [S]."""
+    normalizer = _seen_by(setup, state.normalizer)
+    return jax.vmap(setup.agent.average_actor)(state.learner, normalizer)
+
+
+def regrouped(state: TrainState, num_shards: int) -> TrainState:
+    """A state (NumPy arrays, or shapes) with its worlds and rings in other shards.
+
+    A shard has the same worlds at every step, so that each row of its ring follows its
+    world. Nothing is lost, and nothing but the division changes.
+    """
+    _, before, worlds = state.envs.steps.shape
+    now = before * worlds // num_shards  # worlds of a shard
+
+    def worlds_anew(leaf):
+        return leaf.reshape(leaf.shape[0], num_shards, now, *leaf.shape[3:])
+
+    def rows_anew(leaf):
+        seeds, _, rows, *rest = leaf.shape
+        by_step = leaf.reshape(seeds, before, rows // worlds, worlds, *rest)
+        by_step = by_step.swapaxes(1, 2)
+        by_shard = by_step.reshape(seeds, rows // worlds, num_shards, now, *rest)
+        return by_shard.swapaxes(1, 2).reshape(seeds, num_shards, -1, *rest)
+
+    def anew(state):
+        ring = state.replay
+        return dataclasses.replace(
+            state,
+            replay=ReplayState(
+                data=jax.tree.map(rows_anew, ring.data),
+                insert_index=ring.insert_index // worlds * now,
+                size=ring.size // worlds * now,
+            ),
+            envs=jax.tree.map(worlds_anew, state.envs),
+        )
+
+    if isinstance(state.steps, jax.ShapeDtypeStruct):
+        return jax.eval_shape(anew, state)
+    return anew(state)
+
+
+def _split(key: PRNGKeyArray, count: int) -> tuple[PRNGKeyArray, ...]:
+    """Splits each seed's key: `count` arrays of keys [S]."""
+    keys = jax.vmap(lambda k: jax.random.split(k, count), out_axes=1)(key)
+    return tuple(keys)
+
+
+def _draw_bank(setup: Setup, state: TrainState) -> tuple[TrainState, envs.State]:
+    """Start states [S, G, M, ...] for a chunk."""
+
+    def draw(key):
+        bank_key = setup.shards.own_key(key)
+        return vector.make_bank(setup.env, bank_key, setup.worlds_per_shard)
+
+    key, bank_key = _split(state.key, 2)
+    bank = setup.layout.over_all(draw, (BY_SEED,), BY_SHARD)(bank_key)
+    return dataclasses.replace(state, key=key), bank
+
+
+def _example(setup: Setup, leading: tuple[int, ...]) -> Transition:
+    """Shapes of transitions [*leading]."""
+    policy = setup.agent.policy
+
+    def shape(shape, dtype=jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct((*leading, *shape), dtype)
+
+    obs = shape((setup.env.observation_size,))
+    return Transition(
+        obs=obs,
+        action=shape(policy.action_shape, policy.action_dtype),
+        reward=shape(()),
+        discount=shape(()),
+        weight=shape(()),
+        next_obs=obs,
+    )
 
 
 def _transition(
-    before: vector.VectorState, action: Array, outcome: vector.Outcome
+    obs: Float[Array, "N O"], action: Array, outcome: vector.Outcome
 ) -> Transition:
     return Transition(
-        obs=before.obs,
+        obs=obs,
         action=action,
         reward=outcome.reward,
-        terminated=outcome.terminated,
+        discount=jnp.where(outcome.terminated, 0.0, 1.0),
+        weight=jnp.where(outcome.diverged, 0.0, 1.0),
         next_obs=outcome.next_obs,
     )
 
 
-def _learn(setup: Setup, state: TrainState, key: PRNGKeyArray):
-    """K updates on fresh batches, once replay holds min_replay_size transitions.
-
-    All K * B rows are gathered at once, outside the condition, so that the ring never
-    passes through it.
-    """
-    config = setup.config
-    num_updates, batch_size = config.grad_updates_per_step, config.batch_size
-    sample_key, update_key = jax.random.split(key)
-    batch = replay.sample(state.replay, sample_key, num_updates * batch_size)
-    batch = dataclasses.replace(
-        batch,
-        obs=observe(setup, state.normalizer, batch.obs),
-        next_obs=observe(setup, state.normalizer, batch.next_obs),
-    )
-    batches = jax.tree.map(
-        lambda leaf: leaf.reshape(num_updates, batch_size, *leaf.shape[1:]), batch
-    )
-    keys = jax.random.split(update_key, num_updates)
-
-    def update(learner, inputs):
-        return setup.agent.update(learner, *inputs)
-
-    def learn(learner):
-        return jax.lax.scan(update, learner, (batches, keys))
-
-    def skip(learner):
-        shapes = jax.eval_shape(learn, learner)[1]
-        return learner, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-    ready = state.replay.size >= config.min_replay_size
-    learner, statistics = jax.lax.cond(ready, learn, skip, state.learner)
-    means = jax.tree.map(jnp.mean, statistics)
-    return learner, means, jnp.where(ready, num_updates, 0)
-
-
-def _step_metrics(control, outcome: vector.Outcome, learning, updates) -> StepMetrics:
+def _step_metrics(control: Float[Array, "N A"], outcome: vector.Outcome) -> StepMetrics:
     counted = outcome.counted
     return StepMetrics(
-        learning=learning,
-        updates=updates,
         reward=outcome.reward.mean(),
         episodes=counted.sum(),
         return_sum=jnp.where(counted, outcome.episode_return, 0.0).sum(),
@@ -214,28 +440,28 @@ def _step_metrics(control, outcome: vector.Outcome, learning, updates) -> StepMe
         at_bounds=(jnp.abs(control) >= 1).mean(),
         overflow=(outcome.overflow != 0).sum(),
         diverged=outcome.diverged.sum(),
+        task=jax.tree.map(jnp.mean, outcome.metrics),
     )
 
 
-def _chunk_metrics(steps: StepMetrics) -> StepMetrics:
-    """Reduces metrics [T]: means of means, sums of counts.
+def _summary(setup: Setup, steps: StepMetrics) -> StepMetrics:
+    """Metrics [T, S, G] over all steps and shards: means of means, sums of counts."""
 
-    Learning statistics are means over the steps that learned, NaN where none did.
-    """
-    learned = steps.updates > 0
+    def reduce(of_shard):
+        over_steps = StepMetrics(
+            reward=of_shard.reward.mean(),
+            episodes=of_shard.episodes.sum(),
+            return_sum=of_shard.return_sum.sum(),
+            length_sum=of_shard.length_sum.sum(),
+            at_bounds=of_shard.at_bounds.mean(),
+            overflow=of_shard.overflow.sum(),
+            diverged=of_shard.diverged.sum(),
+            task=jax.tree.map(jnp.mean, of_shard.task),
+        )
+        sums, means = setup.shards.sum(over_steps), setup.shards.mean(over_steps)
+        return dataclasses.replace(
+            sums, reward=means.reward, at_bounds=means.at_bounds, task=means.task
+        )
 
-    def mean_where_learned(leaf):
-        mean = jnp.sum(jnp.where(learned, leaf, 0.0)) / jnp.sum(learned)
-        return jnp.where(learned.any(), mean, jnp.nan)
-
-    return StepMetrics(
-        learning=jax.tree.map(mean_where_learned, steps.learning),
-        updates=steps.updates.sum(),
-        reward=steps.reward.mean(),
-        episodes=steps.episodes.sum(),
-        return_sum=steps.return_sum.sum(),
-        length_sum=steps.length_sum.sum(),
-        at_bounds=steps.at_bounds.mean(),
-        overflow=steps.overflow.sum(),
-        diverged=steps.diverged.sum(),
-    )
+    by_seed = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), steps)
+    return setup.layout.over_all(reduce, (BY_SHARD,), BY_SEED)(by_seed)

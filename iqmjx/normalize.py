@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
+from iqmjx import parallel
+
 CLIP = 10.0
 """Normalized entries are clipped to +-CLIP standard deviations."""
 VARIANCE_FLOOR = 1e-4
@@ -33,16 +35,28 @@ def init(observation_size: int) -> Normalizer:
     )
 
 
-def update(normalizer: Normalizer, obs: Float[Array, "N O"]) -> Normalizer:
-    """Adds a batch, by the parallel form of Welford's algorithm (Chan et al. 1979)."""
-    added = obs.shape[0]
+def update(
+    normalizer: Normalizer,
+    obs: Float[Array, "N O"],
+    shards: parallel.Shards = parallel.ALONE,
+) -> Normalizer:
+    """Adds a batch, by the parallel form of Welford's algorithm (Chan et al. 1979).
+
+    Args:
+        normalizer: the statistics so far.
+        obs: one shard's part of the batch.
+        shards: those that hold the other parts, as large as this one.
+    """
+    added = obs.shape[0] * shards.count
     count = normalizer.count + added
-    delta = obs.mean(0) - normalizer.mean
+    mean = shards.mean(obs.mean(0))
+    variance = shards.mean(jnp.square(obs - mean).mean(0))
+    delta = mean - normalizer.mean
     share = added / count  # of all observations, the new ones
     return Normalizer(
         mean=normalizer.mean + share * delta,
         variance=(1 - share) * normalizer.variance
-        + share * (obs.var(0) + (1 - share) * jnp.square(delta)),
+        + share * (variance + (1 - share) * jnp.square(delta)),
         count=count,
     )
 

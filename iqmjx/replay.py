@@ -3,6 +3,9 @@
 Inserting is one `dynamic_update_slice` per field, whatever the capacity: the capacity
 is a multiple of the insert, so a slice never wraps. Callers donate the state (inside a
 scan the carry is), and the ring exists once.
+
+Any leading axes L (seeds, shards) are rings side by side. They are filled in step, so
+that they share one cursor: with a cursor each, a write would be a scatter.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 
 @struct.dataclass
@@ -23,37 +26,43 @@ class Transition:
     obs: Float[Array, "*B O"]
     action: Any  # [*B, ...], dtype of the policy class
     reward: Float[Array, "*B"]
-    terminated: Bool[Array, "*B"]  # a time limit is not a termination
+    discount: Float[Array, "*B"]  # of next_obs's value: 0 where the task terminated
+    weight: Float[Array, "*B"]  # of this row in every loss: 0 teaches nothing
     next_obs: Float[Array, "*B O"]  # before any reset
 
 
 @struct.dataclass
 class ReplayState:
-    """The ring's content."""
+    """The content of the rings."""
 
-    data: Transition  # [C, ...]
+    data: Transition  # [*L, C, ...]
     insert_index: Int[Array, ""]  # row that the next insert begins at
     size: Int[Array, ""]  # rows written so far, at most C
 
 
 def init(example: Transition, capacity: int) -> ReplayState:
-    """An empty ring for transitions like `example` [] (arrays or shapes)."""
+    """Empty rings for transitions like `example` [*L] (arrays or shapes)."""
+    axis = example.reward.ndim
+
+    def empty(leaf):
+        shape = (*leaf.shape[:axis], capacity, *leaf.shape[axis:])
+        return jnp.zeros(shape, leaf.dtype)
+
     return ReplayState(
-        data=jax.tree.map(
-            lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), example
-        ),
+        data=jax.tree.map(empty, example),
         insert_index=jnp.zeros((), jnp.int32),
         size=jnp.zeros((), jnp.int32),
     )
 
 
 def add(state: ReplayState, batch: Transition) -> ReplayState:
-    """Writes a batch [N] over the oldest rows.
+    """Writes a batch [*L, N] over the oldest rows.
 
     Raises:
         ValueError: where N does not divide the capacity.
     """
-    capacity, rows = state.data.reward.shape[0], batch.reward.shape[0]
+    axis = state.data.reward.ndim - 1
+    capacity, rows = state.data.reward.shape[axis], batch.reward.shape[axis]
     if capacity % rows:
         raise ValueError(
             f"replay capacity {capacity} is not a multiple of the {rows} transitions "
@@ -62,7 +71,7 @@ def add(state: ReplayState, batch: Transition) -> ReplayState:
     chex.assert_trees_all_equal_dtypes(state.data, batch)
 
     def write(ring, new):
-        return jax.lax.dynamic_update_slice_in_dim(ring, new, state.insert_index, 0)
+        return jax.lax.dynamic_update_slice_in_dim(ring, new, state.insert_index, axis)
 
     return ReplayState(
         data=jax.tree.map(write, state.data, batch),
@@ -72,9 +81,19 @@ def add(state: ReplayState, batch: Transition) -> ReplayState:
 
 
 def sample(state: ReplayState, key: PRNGKeyArray, batch_size: int) -> Transition:
-    """Draws rows [batch_size] uniformly, with replacement; `key` is consumed.
+    """Draws rows [*L, batch_size] of each ring, uniformly and with replacement.
 
-    An empty ring gives its (zero) first row: callers test `size` before they learn.
+    `key` [*L] is consumed. An empty ring gives its (zero) first row: callers learn
+    after the first insert.
     """
-    rows = jax.random.randint(key, (batch_size,), 0, jnp.maximum(state.size, 1))
-    return jax.tree.map(lambda ring: ring[rows], state.data)
+    leading, capacity = key.shape, state.data.reward.shape[-1]
+    last = jnp.maximum(state.size, 1)
+    keys = key.reshape(-1)
+    rows = jax.vmap(lambda k: jax.random.randint(k, (batch_size,), 0, last))(keys)
+    rows += capacity * jnp.arange(len(keys))[:, None]  # in all rings, end to end
+
+    def gather(ring):
+        shape = ring.shape[len(leading) + 1 :]
+        return ring.reshape(-1, *shape)[rows].reshape(*leading, batch_size, *shape)
+
+    return jax.tree.map(gather, state.data)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from iqmjx import agents, presets
 from iqmjx.envs.base import State
 from iqmjx.envs.physics import PhysicsState
-from iqmjx.loop import Setup
+from iqmjx import loop
 
 
 class Toy:
@@ -89,4 +89,4 @@ def toy_setup(env, **changes):
     """A Setup around a toy environment."""
     settings = config(**changes)
     agent = agents.make(settings, env.observation_size, env.action_size)
-    return Setup(settings, env, agent)
+    return loop.make_setup(settings, env)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
+from iqmjx.acting import Actor
 from iqmjx.agents import iq, sac
 from iqmjx.config import Config
+from iqmjx.normalize import Normalizer
+from iqmjx.parallel import Shards
+from iqmjx.policies.base import Policy
 from iqmjx.replay import Transition
 
 
@@ -19,39 +23,29 @@ class Agent(Protocol):
     """
 
     @property
-    def action_dtype(self) -> Any:
-        """The dtype of the actions that act() returns and replay stores."""
-        ...
-
-    @property
-    def action_shape(self) -> tuple[int, ...]:
-        """The shape of one of them."""
+    def policy(self) -> Policy:
+        """The policy class that it acts by."""
         ...
 
     def init(self, key: PRNGKeyArray) -> Any:
         """Fresh learner state; `key` is consumed."""
         ...
 
-    def act(self, learner: Any, obs: Float[Array, "N O"], key: PRNGKeyArray) -> Array:
-        """Samples actions from the policy; `key` is consumed."""
+    def actor(self, learner: Any, normalizer: Normalizer | None) -> Actor:
+        """What training acts by: the newest parameters."""
         ...
 
-    def act_greedy(self, learner: Any, obs: Float[Array, "N O"]) -> Array:
-        """The average policy's most likely actions, for evaluation."""
-        ...
-
-    def act_random(self, key: PRNGKeyArray, num_worlds: int) -> Array:
-        """Uniformly random actions, for the warm-up; `key` is consumed."""
-        ...
-
-    def control(self, action: Array) -> Float[Array, "N A"]:
-        """What the environment is given for an action: entries in [-1, 1]."""
+    def average_actor(self, learner: Any, normalizer: Normalizer | None) -> Actor:
+        """What evaluations play, and what is saved as the policy."""
         ...
 
     def update(
-        self, learner: Any, batch: Transition, key: PRNGKeyArray
+        self, learner: Any, batch: Transition, key: PRNGKeyArray, shards: Shards
     ) -> tuple[Any, Any]:
         """One gradient step on a batch [B]; `key` is consumed.
+
+        The batch is one shard's part of a larger one. Gradients, and all else that
+        decides the new state, must be means over `shards`.
 
         Returns the new learner state, and a dataclass of scalar statistics.
         """

@@ -1,39 +1,15 @@
-"""What agents share: acting through a policy class, and steps of their parameters."""
+"""What agents share: the steps of their parameters."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
 from iqmjx.config import Config
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class PolicyAgent:
-    """The part of `iqmjx.agents.Agent` that a policy class answers by itself."""
-
-    policy: Any
-    average_rate: float
-
-    @property
-    def action_dtype(self) -> Any:
-        """Dtype of stored actions."""
-        return self.policy.action_dtype
-
-    @property
-    def action_shape(self) -> tuple[int, ...]:
-        """Shape of one stored action."""
-        return self.policy.action_shape
-
-    def act_random(self, key: PRNGKeyArray, num_worlds: int) -> Array:
-        return self.policy.random(key, num_worlds)
-
-    def control(self, action: Array) -> Float[Array, "N A"]:
-        return self.policy.control(action)
 
 
 def learning_rate(config: Config) -> optax.ScalarOrSchedule:
@@ -54,6 +30,21 @@ def descend(
     return optax.apply_updates(params, updates), opt_state
 
 
-def polyak(target: Any, online: Any, rate: float) -> Any:
+def polyak(target: Any, online: Any, rate: float | Float[Array, ""]) -> Any:
     """Moves target parameters towards the online ones by a share of the way."""
     return jax.tree.map(lambda old, new: old + rate * (new - old), target, online)
+
+
+def average(old: Any, new: Any, rate: float, updates: Int[Array, ""]) -> Any:
+    """The moving average of parameters after one more update.
+
+    Plain over the first 1 / rate updates, then exponential at that rate: so the
+    untrained parameters, which the average starts from, weigh nothing.
+
+    Args:
+        old: the average so far.
+        new: the parameters after the update.
+        rate: weight of the newest parameters in the long run; 1 follows them.
+        updates: how many updates the average has seen.
+    """
+    return polyak(old, new, jnp.maximum(rate, 1 / (updates + 1)))

@@ -37,12 +37,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from iqmjx import networks, policies
-from iqmjx.agents.base import PolicyAgent, descend, learning_rate, polyak
+from iqmjx.acting import Actor
+from iqmjx.agents.base import average, descend, learning_rate, polyak
 from iqmjx.config import Config
 from iqmjx.networks import MLP
+from iqmjx.normalize import Normalizer
+from iqmjx.parallel import ALONE, Shards
 from iqmjx.policies.base import Policy, Temperature
 from iqmjx.replay import Transition
 
@@ -67,7 +70,8 @@ class LearnerState:
 
     params: Params
     target_params: Params  # Polyak average of params, at target_rate
-    average_policy: Any  # Polyak average of params.policy, at average_rate
+    average_policy: Any  # moving average of params.policy, at average_rate
+    updates: Int[Array, ""]  # gradient steps taken
     opt_state: optax.OptState
     log_temperature: Float[Array, ""]
     temperature_opt_state: optax.OptState
@@ -94,30 +98,26 @@ def td_error(
     target_log_prob: Float[Array, " B"],
     next_value: Float[Array, " B"],
     reward: Float[Array, " B"],
-    terminated: Bool[Array, " B"],
+    discount: Float[Array, " B"],
     *,
     temperature: Temperature,
     munchausen: float,
-    discount: float,
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
     """The TD error of Eq. 2 and its target.
 
-    What the error's gradient trains beside the policy and the value is the caller's to
-    say: IQ's `target_log_prob` and `next_value` are those of target networks.
+    The caller decides what the error's gradient trains beside the policy and the value:
+    IQ's `target_log_prob` and `next_value` are those of target networks. `discount` is
+    that of `next_value`, 0 where the task terminated.
     """
     chex.assert_equal_shape(
-        [log_prob, value, target_log_prob, next_value, reward, terminated]
+        [log_prob, value, target_log_prob, next_value, reward, discount]
     )
-    target = (
-        reward
-        + munchausen * temperature * target_log_prob
-        + discount * jnp.where(terminated, 0.0, next_value)
-    )
+    target = reward + munchausen * temperature * target_log_prob + discount * next_value
     return target - (temperature * log_prob + value), target
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ImplicitQ(PolicyAgent):
+class ImplicitQ:
     """The agent; implements `iqmjx.agents.Agent`."""
 
     policy: Policy
@@ -134,6 +134,7 @@ class ImplicitQ(PolicyAgent):
     residual: bool  # bootstrap from the value network itself, and train it there too
     discount: float
     target_rate: float
+    average_rate: float
 
     @classmethod
     def from_config(
@@ -172,20 +173,21 @@ class ImplicitQ(PolicyAgent):
             # Copies: an aliased tree could not be donated.
             target_params=jax.tree.map(jnp.copy, params),
             average_policy=jax.tree.map(jnp.copy, params.policy),
+            updates=jnp.zeros((), jnp.int32),
             opt_state=self.optimizer.init(cast(Any, params)),
             log_temperature=log_temperature,
             temperature_opt_state=self.temperature_optimizer.init(log_temperature),
         )
 
-    def act(
-        self, learner: LearnerState, obs: Float[Array, "N O"], key: PRNGKeyArray
-    ) -> Array:
+    def actor(self, learner: LearnerState, normalizer: Normalizer | None) -> Actor:
         temperature = jnp.exp(learner.log_temperature)
-        return self.policy.sample(learner.params.policy, obs, key, temperature)
+        return Actor(learner.params.policy, temperature, normalizer)
 
-    def act_greedy(self, learner: LearnerState, obs: Float[Array, "N O"]) -> Array:
+    def average_actor(
+        self, learner: LearnerState, normalizer: Normalizer | None
+    ) -> Actor:
         temperature = jnp.exp(learner.log_temperature)
-        return self.policy.mode(learner.average_policy, obs, temperature)
+        return Actor(learner.average_policy, temperature, normalizer)
 
     def values(
         self, params: tuple[Any, ...], obs: Float[Array, "*B O"]
@@ -223,14 +225,13 @@ class ImplicitQ(PolicyAgent):
                 target_log_prob,
                 next_value,
                 batch.reward,
-                batch.terminated,
+                self.discount * batch.discount,
                 temperature=temperature,
                 munchausen=self.munchausen,
-                discount=self.discount,
             )
 
         error, (target, *_) = jax.vmap(error_of)(values)
-        loss = jnp.mean(jnp.square(error))
+        loss = jnp.mean(batch.weight * jnp.square(error))
         statistics = Statistics(
             loss=loss,
             td_error=jnp.abs(error).mean(),
@@ -238,14 +239,18 @@ class ImplicitQ(PolicyAgent):
             target=target.mean(),
             target_std=target.std(),
             log_prob=log_prob.mean(),
-            entropy=entropy.mean() / self.action_shape[-1],
+            entropy=entropy.mean() / self.policy.action_shape[-1],
             grad_norm=jnp.zeros(()),  # known after the gradient
             temperature=temperature,
         )
         return loss, statistics
 
     def update(
-        self, learner: LearnerState, batch: Transition, key: PRNGKeyArray
+        self,
+        learner: LearnerState,
+        batch: Transition,
+        key: PRNGKeyArray,
+        shards: Shards = ALONE,
     ) -> tuple[LearnerState, Statistics]:
         gradients, statistics = jax.grad(self.loss, has_aux=True)(
             learner.params,
@@ -254,6 +259,7 @@ class ImplicitQ(PolicyAgent):
             batch,
             key,
         )
+        gradients, statistics = shards.mean((gradients, statistics))
         params, opt_state = descend(
             self.optimizer, gradients, learner.opt_state, learner.params
         )
@@ -265,9 +271,13 @@ class ImplicitQ(PolicyAgent):
         learner = LearnerState(
             params=params,
             target_params=polyak(learner.target_params, params, self.target_rate),
-            average_policy=polyak(
-                learner.average_policy, params.policy, self.average_rate
+            average_policy=average(
+                learner.average_policy,
+                params.policy,
+                self.average_rate,
+                learner.updates,
             ),
+            updates=learner.updates + 1,
             opt_state=opt_state,
             log_temperature=log_temperature,
             temperature_opt_state=temperature_opt_state,

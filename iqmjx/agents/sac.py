@@ -21,12 +21,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from iqmjx import networks
-from iqmjx.agents.base import PolicyAgent, descend, learning_rate, polyak
+from iqmjx.acting import Actor
+from iqmjx.agents.base import average, descend, learning_rate, polyak
 from iqmjx.config import Config
 from iqmjx.networks import MLP
+from iqmjx.normalize import Normalizer
+from iqmjx.parallel import ALONE, Shards
 from iqmjx.policies.tanh_gaussian import TanhGaussian
 from iqmjx.replay import Transition
 
@@ -48,7 +51,8 @@ class LearnerState:
 
     params: Params
     target_critics: tuple[Any, ...]  # Polyak average of params.critics, at target_rate
-    average_policy: Any  # Polyak average of params.policy, at average_rate
+    average_policy: Any  # moving average of params.policy, at average_rate
+    updates: Int[Array, ""]  # gradient steps taken
     opt_state: optax.OptState
 
 
@@ -69,7 +73,7 @@ class Statistics:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SoftActorCritic(PolicyAgent):
+class SoftActorCritic:
     """The agent; implements `iqmjx.agents.Agent`."""
 
     policy: TanhGaussian
@@ -79,6 +83,7 @@ class SoftActorCritic(PolicyAgent):
     temperature: float  # at the start
     discount: float
     target_rate: float
+    average_rate: float
 
     @classmethod
     def from_config(
@@ -108,16 +113,19 @@ class SoftActorCritic(PolicyAgent):
             params=params,
             target_critics=jax.tree.map(jnp.copy, params.critics),
             average_policy=jax.tree.map(jnp.copy, params.policy),
+            updates=jnp.zeros((), jnp.int32),
             opt_state=self.optimizer.init(cast(Any, params)),
         )
 
-    def act(
-        self, learner: LearnerState, obs: Float[Array, "N O"], key: PRNGKeyArray
-    ) -> Array:
-        return self.policy.sample(learner.params.policy, obs, key)
+    def actor(self, learner: LearnerState, normalizer: Normalizer | None) -> Actor:
+        temperature = jnp.exp(learner.params.log_temperature)
+        return Actor(learner.params.policy, temperature, normalizer)
 
-    def act_greedy(self, learner: LearnerState, obs: Float[Array, "N O"]) -> Array:
-        return self.policy.mode(learner.average_policy, obs)
+    def average_actor(
+        self, learner: LearnerState, normalizer: Normalizer | None
+    ) -> Actor:
+        temperature = jnp.exp(learner.params.log_temperature)
+        return Actor(learner.average_policy, temperature, normalizer)
 
     def q_values(
         self,
@@ -147,17 +155,16 @@ class SoftActorCritic(PolicyAgent):
         )
         next_q = self.q_values(target_critics, batch.next_obs, next_action).min(0)
         next_value = next_q - temperature * next_log_prob
-        target = batch.reward + self.discount * jnp.where(
-            batch.terminated, 0.0, next_value
-        )
+        target = batch.reward + self.discount * batch.discount * next_value
         q = self.q_values(params.critics, batch.obs, batch.action)
-        critic_loss = 0.5 * jnp.square(q - target[None]).mean(-1).sum()
+        squared = batch.weight[None] * jnp.square(q - target[None])
+        critic_loss = 0.5 * squared.mean(-1).sum()
 
         action, log_prob = self.policy.sample_with_log_prob(
             params.policy, batch.obs, key
         )
         own_q = self.q_values(fixed.critics, batch.obs, action).min(0)
-        policy_loss = jnp.mean(temperature * log_prob - own_q)
+        policy_loss = jnp.mean(batch.weight * (temperature * log_prob - own_q))
 
         entropy = -jax.lax.stop_gradient(log_prob).mean()
         excess = entropy + self.policy.action_size  # over the target entropy, -A
@@ -178,11 +185,16 @@ class SoftActorCritic(PolicyAgent):
         return critic_loss + policy_loss + temperature_loss, statistics
 
     def update(
-        self, learner: LearnerState, batch: Transition, key: PRNGKeyArray
+        self,
+        learner: LearnerState,
+        batch: Transition,
+        key: PRNGKeyArray,
+        shards: Shards = ALONE,
     ) -> tuple[LearnerState, Statistics]:
         gradients, statistics = jax.grad(self.loss, has_aux=True)(
             learner.params, learner.target_critics, batch, key
         )
+        gradients, statistics = shards.mean((gradients, statistics))
         params, opt_state = descend(
             self.optimizer, gradients, learner.opt_state, learner.params
         )
@@ -193,9 +205,13 @@ class SoftActorCritic(PolicyAgent):
             target_critics=polyak(
                 learner.target_critics, params.critics, self.target_rate
             ),
-            average_policy=polyak(
-                learner.average_policy, params.policy, self.average_rate
+            average_policy=average(
+                learner.average_policy,
+                params.policy,
+                self.average_rate,
+                learner.updates,
             ),
+            updates=learner.updates + 1,
             opt_state=opt_state,
         )
         return learner, statistics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from iqmjx import evaluation, loop
+from iqmjx import envs, evaluation
 from iqmjx.commands import cli
 from iqmjx.envs import physics as engines
-from iqmjx.run import checkpoint, gymnasium_play, run_folder
+from iqmjx.run import gymnasium_play, saved_policy
+from iqmjx.run.saved_policy import SavedPolicy
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A run folder, its checkpoints/ or best/, or one step in them."
@@ -39,22 +41,21 @@ def main() -> None:
     """Runs the command."""
     with cli.user_errors():
         _check_flags()
-        folder, steps = checkpoint.locate(Path(_CHECKPOINT.value or ""))
-        setup = loop.make_setup(run_folder.load(folder).config)
-        env_steps, learner, normalizer = checkpoint.restore_policy(
-            steps, checkpoint.abstract_state(setup)
-        )
+        path = saved_policy.locate(Path(_CHECKPOINT.value or ""))
+        saved = saved_policy.load(path)
+        for problem in saved.unreadable:
+            print(f"warning: {problem}; playing an older one", file=sys.stderr)
         if _SIM.value == "gymnasium":
             play: Callable[..., evaluation.Episodes] = _play_in_gymnasium
         else:
             play = _play_on_engine
-        episodes = play(setup, learner, normalizer)
+        episodes = play(saved)
     returns = np.asarray(episodes.returns)
     report = {
-        "env": setup.env.gymnasium_id,
+        "env": envs.REGISTRY[saved.config.env].gymnasium_id,
         "sim": _SIM.value,
-        "checkpoint": str(folder),
-        "env_steps": env_steps,
+        "checkpoint": str(path),
+        "env_steps": saved.env_steps,
         "deterministic": _DETERMINISTIC.value,
         "seed": _SEED.value,
         "episodes": len(returns),
@@ -72,7 +73,7 @@ def main() -> None:
         return
     success = f", {report['success']:.0%} with success" if "success" in report else ""
     print(
-        f"{report['env']} in {report['sim']}, trained for {env_steps:,} env steps: "
+        f"{report['env']} in {report['sim']}, trained for {saved.env_steps:,} env steps: "
         f"return {report['mean']:.1f} +- {report['std']:.1f} "
         f"(min {report['min']:.1f}, max {report['max']:.1f}) over "
         f"{report['episodes']} episodes of {report['mean_length']:.0f} steps{success}"
@@ -95,11 +96,13 @@ def _check_flags() -> None:
         raise ValueError(f"--video {_VIDEO.value}: give a file name ending in .mp4")
 
 
-def _play_in_gymnasium(setup, learner, normalizer):
+def _play_in_gymnasium(saved: SavedPolicy) -> evaluation.Episodes:
+    task = envs.REGISTRY[saved.config.env]
+    env = gymnasium_play.make(task, max_episode_steps=saved.config.episode_length)
     return gymnasium_play.play(
-        setup,
-        learner,
-        normalizer,
+        env,
+        saved.policy,
+        saved.actor,
         episodes=_EPISODES.value,
         deterministic=_DETERMINISTIC.value,
         seed=_SEED.value,
@@ -107,9 +110,10 @@ def _play_in_gymnasium(setup, learner, normalizer):
     )
 
 
-def _play_on_engine(setup, learner, normalizer):
-    setup = evaluation.make_setup(setup, _EPISODES.value, _SIM.value)
-    greedy = np.full(_EPISODES.value, _DETERMINISTIC.value)
-    return evaluation.play(
-        setup, learner, normalizer, greedy, jax.random.key(_SEED.value)
-    )
+def _play_on_engine(saved: SavedPolicy) -> evaluation.Episodes:
+    config, episodes = saved.config, _EPISODES.value
+    env = envs.make(config.env, _SIM.value, episodes)
+    game = evaluation.Game(env, saved.policy, config.episode_length)
+    greedy = np.full(episodes, _DETERMINISTIC.value)
+    keys = jax.random.split(jax.random.key(_SEED.value), episodes)
+    return jax.jit(evaluation.play, static_argnums=0)(game, saved.actor, greedy, keys)

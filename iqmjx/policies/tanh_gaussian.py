@@ -50,12 +50,18 @@ class TanhGaussian(DensityPolicy[MLP]):
         return jnp.tanh(raw), jnp.sum(log_normal - log_slope, axis=-1)
 
     def sample(
-        self, params: Any, obs: Float[Array, "*B O"], key: PRNGKeyArray
+        self,
+        params: Any,
+        obs: Float[Array, "*B O"],
+        key: PRNGKeyArray,
+        temperature: Any = None,
     ) -> Float[Array, "*B A"]:
         """Actions drawn from the distribution; `key` is consumed."""
         return self.sample_with_log_prob(params, obs, key)[0]
 
-    def mode(self, params: Any, obs: Float[Array, "*B O"]) -> Float[Array, "*B A"]:
+    def mode(
+        self, params: Any, obs: Float[Array, "*B O"], temperature: Any = None
+    ) -> Float[Array, "*B A"]:
         """The squashed mean, by which SAC is evaluated."""
         return jnp.tanh(self._moments(params, obs)[0])
 

@@ -1,83 +1,68 @@
 """Orbax checkpoints of a whole TrainState, in a run folder.
 
     RUN/checkpoints/<env steps>/   the newest few whole states: a full resume
-    RUN/best/<env steps>/          the policy of the best evaluation so far
 
 A step is written under another name and renamed when whole, so that an interrupted save
-leaves no half step behind.
+leaves no half step behind. Each array of the state is stored under its path in the
+state, with its leading axes of seeds and shards.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from iqmjx import loop
 from iqmjx.run import memory
 
 CHECKPOINTS = "checkpoints"
-BEST = "best"
 _NEWEST_KEPT = 2
-_SCORE = "episode_reward"
 _CHUNK_BYTES = 2**26  # what is compressed at a time
+_NAMES_TOLD = 4
 
 
 class Store:
-    """The checkpoints of one run, open for writing."""
+    """The checkpoints of one run, open for writing. Every process must have one."""
 
     def __init__(self, run_folder: Path, state: loop.TrainState):
-        folder, parts = run_folder.absolute(), _parts(state)
-        newest = ocp.CheckpointManagerOptions(
+        options = ocp.CheckpointManagerOptions(
             max_to_keep=_NEWEST_KEPT, enable_async_checkpointing=False
         )
-        best = ocp.CheckpointManagerOptions(
-            max_to_keep=1,
-            best_fn=lambda metrics: metrics[_SCORE],
-            enable_async_checkpointing=False,
-        )
-        self._newest = ocp.CheckpointManager(
-            folder / CHECKPOINTS, options=newest, item_handlers=_handlers(parts)
-        )
-        self._best = ocp.CheckpointManager(
-            folder / BEST,
-            options=best,
-            item_handlers=_handlers({"policy": parts["policy"]}),
+        self._manager = ocp.CheckpointManager(
+            run_folder.absolute() / CHECKPOINTS,
+            options=options,
+            item_handlers=_handlers(_parts(state)),
         )
 
     def drop_after(self, env_steps: int) -> None:
-        """Deletes newer whole-state steps: a resume from here takes them again."""
-        for step in self._newest.all_steps():
+        """Deletes newer steps: a resume from here takes them again."""
+        for step in self._manager.all_steps():
             if step > env_steps:
-                self._newest.delete(step)
+                self._manager.delete(step)
 
     def save(self, env_steps: int, state: loop.TrainState) -> None:
         """Writes the whole state, unless this step is there already."""
-        if env_steps in self._newest.all_steps():
+        if env_steps in self._manager.all_steps():
             return
-        self._newest.save(env_steps, args=_save_args(_parts(state)))
+        chunked = ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES)
+        items = {
+            part: ocp.args.PyTreeSave(arrays, dict.fromkeys(arrays, chunked))
+            for part, arrays in _parts(state).items()
+        }
+        self._manager.save(env_steps, args=ocp.args.Composite(**items))
         gc.collect()  # Orbax leaves copies of arrays in reference cycles
-
-    def save_policy(self, env_steps: int, state: loop.TrainState, score: float) -> None:
-        """Writes the policy; of all written so, the one that scored best is kept."""
-        if env_steps in self._best.all_steps():
-            return
-        self._best.save(
-            env_steps,
-            args=_save_args({"policy": _parts(state)["policy"]}),
-            metrics={_SCORE: score},
-        )
 
     def close(self) -> None:
         """Waits for what is being written."""
-        self._newest.close()
-        self._best.close()
+        self._manager.close()
 
 
 @contextlib.contextmanager
@@ -90,14 +75,17 @@ def open_store(run_folder: Path, state: loop.TrainState) -> Iterator[Store]:
         store.close()
 
 
-def restore_state(
-    run_folder: Path, abstract: loop.TrainState
+def restore(
+    run_folder: Path, setup: loop.Setup, saved_shards: int
 ) -> tuple[int, loop.TrainState, list[str]]:
     """Restores the newest whole state of a run.
 
     Args:
         run_folder: the run's folder.
-        abstract: shapes and dtypes of the state (`jax.eval_shape`).
+        setup: the run's setup; the state is placed on its devices.
+        saved_shards: the number of shards that the state was saved with. Where that is
+            another than the setup's, worlds and replay are divided anew: no world and
+            no transition is lost, but batches are drawn from other shards.
 
     Returns:
         The env steps it was saved at, the state, and a line about each newer step that
@@ -106,56 +94,108 @@ def restore_state(
     Raises:
         ValueError: where no step can be restored.
     """
-    parts, step, problems = _restore_newest(run_folder / CHECKPOINTS, _parts(abstract))
-    (learner, normalizer), (worlds, key) = parts["policy"], parts["worlds"]
-    replay = _owned(parts.pop("replay"))
-    state = loop.TrainState(learner, normalizer, replay, worlds, key)
-    return step, state, problems
+    wanted = abstract_state(setup)
+    folder = run_folder / CHECKPOINTS
+    if saved_shards == setup.shards.count:
+        placed = setup.layout.placed(loop.SPECS, wanted)
+        step, arrays, problems = _restore_newest(folder, placed)
+        raw = jax.tree.map(_owned, _assemble(wanted, arrays))
+    else:
+        saved = loop.regrouped(wanted, saved_shards)
+        step, arrays, problems = _restore_newest(folder, saved)
+        raw = loop.regrouped(_assemble(saved, arrays), setup.shards.count)
+        raw = setup.layout.place(loop.SPECS, raw)
+    return step, jax.tree.map(_typed, raw, wanted), problems
 
 
-def restore_policy(folder: Path, abstract: loop.TrainState) -> tuple[int, Any, Any]:
-    """Restores what acting needs from the newest whole step in a folder of steps.
+def abstract_state(setup: loop.Setup) -> loop.TrainState:
+    """Shapes and dtypes of a run's state, nothing computed."""
+    return jax.eval_shape(lambda: loop.init(setup))
 
-    Returns:
-        (env steps it was saved at, learner, normalizer).
 
-    Raises:
-        ValueError: where no step can be restored.
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The arrays (or shapes) of a tree by their paths in it, as they are stored.
+
+    Random keys are stored as their numbers, and empty arrays not at all.
     """
-    wanted = {"policy": _parts(abstract)["policy"]}
-    parts, step, _ = _restore_newest(folder, wanted)
-    return step, *parts["policy"]
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {_name(path): _raw(leaf) for path, leaf in leaves if leaf.size}
 
 
-def locate(path: Path) -> tuple[Path, Path]:
-    """Finds the run folder and the folder of steps that a user's path means.
+def fill(wanted: Any, arrays: dict[str, Any]) -> Any:
+    """The tree `wanted` of arrays stored by name, its keys still numbers.
 
-    Args:
-        path: a run folder, its `checkpoints` or `best`, or one step in them.
-
-    Returns:
-        (run folder, folder whose newest step is meant; or that one step).
-
-    Raises:
-        ValueError: where the path is none of these.
+    The arrays are taken out of the mapping.
     """
-    path = path.absolute()
-    for up, run_folder in enumerate([path, *path.parents[:2]]):
-        if (run_folder / "config.json").is_file():
-            return run_folder, path if up else run_folder / CHECKPOINTS
-    raise ValueError(
-        f"--checkpoint {path}: not a run folder, its checkpoints/ or one step in it "
-        f"(a run folder holds config.json)"
-    )
+
+    def leaf(path, like):
+        if like.size == 0:
+            return np.zeros(like.shape, like.dtype)
+        return arrays.pop(_name(path))
+
+    return jax.tree_util.tree_map_with_path(leaf, wanted)
 
 
-def _parts(state: loop.TrainState) -> dict[str, Any]:
-    """A state as separately restorable items: acting needs only the first."""
+def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What keeps saved arrays (by name, with shape and dtype) from being the wanted."""
+    told = [f"{name} is missing" for name in wanted if name not in saved]
+    told += [f"{name} is not known" for name in saved if name not in wanted]
+    for name in wanted.keys() & saved.keys():
+        have, want = saved[name], wanted[name]
+        if (tuple(have.shape), have.dtype) != (tuple(want.shape), want.dtype):
+            told.append(
+                f"{name} is {have.dtype}{list(have.shape)}, not "
+                f"{want.dtype}{list(want.shape)}"
+            )
+    return sorted(told)
+
+
+def _parts(state: loop.TrainState) -> dict[str, dict[str, Any]]:
+    """A state as items of a checkpoint."""
     return {
-        "policy": (state.learner, state.normalizer),
-        "replay": state.replay,
-        "worlds": (state.envs, state.key),
+        "learner": named_leaves((state.learner, state.normalizer)),
+        "replay": named_leaves(state.replay),
+        "worlds": named_leaves((state.envs, state.key, state.steps)),
     }
+
+
+def _assemble(wanted: loop.TrainState, arrays: dict[str, dict[str, Any]]) -> Any:
+    """The state `wanted` of stored arrays, its keys still numbers."""
+
+    learner, normalizer = fill((wanted.learner, wanted.normalizer), arrays["learner"])
+    replay = fill(wanted.replay, arrays["replay"])
+    worlds, key, steps = fill((wanted.envs, wanted.key, wanted.steps), arrays["worlds"])
+    return loop.TrainState(learner, normalizer, replay, worlds, key, steps)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _raw(leaf: Any) -> Any:
+    if not _is_key(leaf):
+        return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        data = jax.eval_shape(jax.random.key_data, leaf)
+        return data.update(sharding=leaf.sharding)
+    return jax.jit(jax.random.key_data)(leaf)  # jit: it may lie on several processes
+
+
+def _typed(leaf: Any, like: Any) -> Any:
+    return jax.jit(jax.random.wrap_key_data)(leaf) if _is_key(like) else leaf
+
+
+def _owned(leaf: Any) -> Any:
+    """Copies a restored array into memory that XLA owns.
+
+    What Orbax returns may be a NumPy array's memory, and donating that to a program
+    makes a second copy of all of it.
+    """
+    return jax.jit(jnp.copy)(leaf).block_until_ready()
 
 
 def _handlers(parts: dict[str, Any]) -> dict[str, ocp.PyTreeCheckpointHandler]:
@@ -173,66 +213,57 @@ def _handlers(parts: dict[str, Any]) -> dict[str, ocp.PyTreeCheckpointHandler]:
     }
 
 
-def _save_args(parts: dict[str, Any]) -> ocp.args.Composite:
-    chunked = ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES)
-    return ocp.args.Composite(
-        **{
-            name: ocp.args.PyTreeSave(tree, jax.tree.map(lambda _: chunked, tree))
-            for name, tree in parts.items()
-        }
-    )
+def _restore_newest(
+    folder: Path, wanted: loop.TrainState
+) -> tuple[int, dict[str, dict[str, Any]], list[str]]:
+    """The arrays of the newest step that can be read.
 
-
-def _restore_args(parts: dict[str, Any]) -> ocp.args.Composite:
-    return ocp.args.Composite(
-        **{
-            name: ocp.args.PyTreeRestore(
-                tree, ocp.checkpoint_utils.construct_restore_args(tree)
-            )
-            for name, tree in parts.items()
-        }
-    )
-
-
-def _owned(tree: Any) -> Any:
-    """Copies restored arrays one by one into memory that XLA owns.
-
-    What Orbax returns may be a NumPy array's memory, and donating that to a program
-    makes a second copy of all of it. `tree` should be the last reference.
+    They are placed by the shardings of the shapes `wanted`; NumPy's where there is
+    none.
     """
-    leaves, structure = jax.tree.flatten(tree)
-    del tree
-    for i in range(len(leaves)):
-        leaves[i] = jnp.copy(leaves[i]).block_until_ready()
-    return structure.unflatten(leaves)
-
-
-def _restore_newest(folder: Path, wanted: dict[str, Any]) -> tuple[Any, int, list[str]]:
-    """Restores from the newest step that can be read; `folder` may be one step."""
-    args = _restore_args(wanted)
+    parts = _parts(wanted)
     folder = folder.absolute()
-    chosen = int(folder.name) if folder.name.isdigit() else None
-    root = folder.parent if chosen is not None else folder
-    if not root.is_dir():
-        raise ValueError(f"{root}: there is no checkpoint (no such folder)")
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: there is no checkpoint (no such folder)")
     problems = []
-    handlers = _handlers(wanted)
-    with ocp.CheckpointManager(root, item_handlers=handlers) as manager:
-        steps = sorted(manager.all_steps(), reverse=True)
-        for step in steps if chosen is None else [chosen]:
+    with ocp.CheckpointManager(folder, item_handlers=_handlers(parts)) as manager:
+        for step in sorted(manager.all_steps(), reverse=True):
             try:
-                restored = manager.restore(step, args=args)
-                gc.collect()  # as in Store.save
-                return {name: restored[name] for name in wanted}, step, problems
+                return step, _restore_step(manager, step, parts), problems
             # Damage shows in many ways (missing files, short reads, bad JSON): each is
             # reported, and an older step tried.
             except Exception as error:
-                reason = str(error).strip().split("\n")[0][:200]
+                reason = str(error).strip().split("\n")[0][:300]
                 problems.append(f"step {step} cannot be read: {reason}")
     detail = "; ".join(problems) or "it holds no step"
     raise ValueError(f"{folder}: there is no whole checkpoint to restore ({detail})")
 
 
-def abstract_state(setup: loop.Setup) -> loop.TrainState:
-    """Shapes and dtypes of a run's state, nothing computed."""
-    return jax.eval_shape(lambda: loop.init(setup, jax.random.key(0)))
+def _restore_args(like: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+    if like.sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray)
+    return ocp.ArrayRestoreArgs(sharding=like.sharding, global_shape=like.shape)
+
+
+def _restore_step(
+    manager: ocp.CheckpointManager, step: int, parts: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    metadata = manager.item_metadata(step)
+    told = []
+    for part, wanted in parts.items():
+        saved = metadata[part] if part in metadata else None
+        told += differences(saved.tree if saved else {}, wanted)
+    if told:
+        more = f" and {len(told) - _NAMES_TOLD} more" if told[_NAMES_TOLD:] else ""
+        raise ValueError(
+            "it was saved by another version of iqmjx, or with other settings: "
+            f"{', '.join(told[:_NAMES_TOLD])}{more}"
+        )
+
+    items = {
+        part: ocp.args.PyTreeRestore(wanted, jax.tree.map(_restore_args, wanted))
+        for part, wanted in parts.items()
+    }
+    restored = manager.restore(step, args=ocp.args.Composite(**items))
+    gc.collect()  # as in Store.save
+    return {part: dict(restored[part]) for part in parts}

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from iqmjx import evaluation, loop, normalize
+from iqmjx import acting, evaluation
+from iqmjx.acting import Actor
 from iqmjx.envs import Env, physics
+from iqmjx.policies.base import Policy
 
 _WIDTH, _HEIGHT = 480, 480
 
@@ -29,28 +31,27 @@ def make(task: type[Env], **options: Any) -> gymnasium.Env:
 
 
 def play(
-    setup: loop.Setup,
-    learner: Any,
-    normalizer: normalize.Normalizer,
+    env: gymnasium.Env,
+    policy: Policy,
+    actor: Actor,
     *,
     episodes: int,
     deterministic: bool,
     seed: int,
     video: Path | None = None,
 ) -> evaluation.Episodes:
-    """Plays whole episodes in Gymnasium's own environment of the run's task.
+    """Plays whole episodes in one of Gymnasium's own environments, and closes it.
 
     Args:
-        setup: the run's setup.
-        learner: the agent's learner state.
-        normalizer: observation statistics.
+        env: as `make` returns it.
+        policy: the policy class.
+        actor: its numbers.
         episodes: how many to play, one after another.
         deterministic: act by the policy's mode rather than sample.
         seed: of the first reset and of the sampled actions.
         video: where to write the first episode, as .mp4.
     """
-    env = make(type(setup.env), max_episode_steps=setup.config.episode_length)
-    act = functools.partial(_act, setup, deterministic, learner, normalizer)
+    act = functools.partial(_act, policy, deterministic, actor)
     space = env.action_space
     assert isinstance(space, gymnasium.spaces.Box)
     center, scale = (space.high + space.low) / 2, (space.high - space.low) / 2
@@ -103,14 +104,13 @@ def play_episodes(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _act(setup: loop.Setup, deterministic: bool, learner, normalizer, obs, key):
+def _act(policy: Policy, deterministic: bool, actor: Actor, obs, key):
     """The control [A] in [-1, 1] for one raw observation [O]."""
-    obs = loop.observe(setup, normalizer, obs[None])
     if deterministic:
-        action = setup.agent.act_greedy(learner, obs)
+        action = acting.act_greedily(policy, actor, obs[None])
     else:
-        action = setup.agent.act(learner, obs, key)
-    return setup.agent.control(action)[0]
+        action = acting.act(policy, actor, obs[None], key)
+    return policy.control(action)[0]
 
 
 class _Recorder:

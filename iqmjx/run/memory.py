@@ -8,23 +8,27 @@ import jax
 import psutil
 
 from iqmjx import loop
+from iqmjx.envs import vector
 
 _HEADROOM = 0.9
 """Share of the free memory that the buffers may take; programs need the rest."""
 
 
 def footprint(setup: loop.Setup) -> dict[str, int]:
-    """Bytes by part of the run, from shapes alone."""
-    state: loop.TrainState = jax.eval_shape(lambda: loop.init(setup, jax.random.key(0)))
-    config = setup.config
-    rows = config.grad_updates_per_step * config.batch_size
-    row_bytes = tree_bytes(state.replay.data) // config.max_replay_size
+    """Bytes by part of the run on one device, from shapes alone."""
+    state: loop.TrainState = jax.eval_shape(lambda: loop.init(setup))
+    config, layout = setup.config, setup.layout
+    rows = config.grad_updates_per_step * config.batch_size * config.num_seeds
+    row_bytes = tree_bytes(state.replay.data) // state.replay.data.reward.size
+    own = layout.own_seeds * layout.own_shards  # shards on a device
+    share = own / (config.num_seeds * layout.num_shards)  # of all shards
+    starts = vector.bank_size(setup.worlds_per_shard) / setup.worlds_per_shard
     return {
-        "replay": tree_bytes(state.replay),
-        "worlds": 2 * tree_bytes(state.envs),  # and the bank of start states
+        "replay": int(share * tree_bytes(state.replay)),
+        "worlds": int(share * (1 + starts) * tree_bytes(state.envs)),  # and the bank
         "contacts": setup.env.physics.scratch_bytes(),
-        "networks": tree_bytes(state.learner),
-        "batches": 2 * rows * row_bytes,  # as gathered and as normalized
+        "networks": layout.own_seeds * tree_bytes(state.learner) // config.num_seeds,
+        "batches": int(share * 2 * rows * row_bytes),  # as gathered and normalized
     }
 
 

@@ -1,4 +1,8 @@
-"""Where a run's numbers go: metrics.jsonl and TensorBoard events."""
+"""Where a run's numbers go: metrics.jsonl always, and loggers.
+
+A logger is a small class: see `Logger`. `--loggers` takes names of LOGGERS and
+`package.module:Class`.
+"""
 
 from __future__ import annotations
 
@@ -6,49 +10,94 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import jax
-import numpy as np
 import tensorboardX
 
-from iqmjx import loop
+from iqmjx import loop, registry
+from iqmjx.config import Config
 
 FILE = "metrics.jsonl"
 
+LOGGERS: dict[str, str] = {"tensorboard": "iqmjx.run.metrics:TensorBoard"}
+
+
+class Logger(Protocol):
+    """What the rows of a run are given to, beside metrics.jsonl."""
+
+    def __init__(self, folder: Path, config: Config, resume_at: int | None):
+        """Opens the logger.
+
+        Args:
+            folder: the run's folder.
+            config: the run's settings.
+            resume_at: on a resume, the env steps restored: later rows were written
+                before, and will be written again.
+        """
+        ...
+
+    def write(self, env_steps: int, row: dict[str, float]) -> None:
+        """Takes one row of finite numbers."""
+        ...
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        ...
+
+
+class TensorBoard:
+    """Event files in the run's folder; implements `Logger`."""
+
+    def __init__(self, folder: Path, config: Config, resume_at: int | None):
+        del config
+        self._writer = tensorboardX.SummaryWriter(
+            str(folder), purge_step=resume_at, write_to_disk=True
+        )
+
+    def write(self, env_steps: int, row: dict[str, float]) -> None:
+        for name, value in row.items():
+            self._writer.add_scalar(name, value, env_steps)
+
+    def close(self) -> None:
+        self._writer.close()
+
 
 class MetricsLog:
-    """Appends rows to a run folder, one JSON object per line."""
+    """Appends rows to a run folder, one JSON object per line, and to its loggers."""
 
-    def __init__(self, run_folder: Path, resume_at: int | None = None):
+    def __init__(self, folder: Path, config: Config, resume_at: int | None = None):
         """Opens the log.
 
         Args:
-            run_folder: where to write.
+            folder: where to write.
+            config: the run's settings.
             resume_at: on a resume, the env steps restored: later rows, of steps that
                 will be taken again, are removed.
+
+        Raises:
+            ValueError: for an unknown logger.
         """
-        path = run_folder / FILE
+        kinds = [registry.find("loggers", name, LOGGERS) for name in config.loggers]
+        path = folder / FILE
         if resume_at is not None:
             _drop_rows_after(path, resume_at)
         self._file = path.open("a")
-        self._board = tensorboardX.SummaryWriter(
-            str(run_folder), purge_step=resume_at, write_to_disk=True
-        )
+        self._loggers = [kind(folder, config, resume_at) for kind in kinds]
 
     def write(self, env_steps: int, row: dict[str, float]) -> None:
         """Writes one row; numbers that are not finite become null."""
         clean = {k: v if math.isfinite(v) else None for k, v in row.items()}
         self._file.write(json.dumps({"env_steps": env_steps, **clean}) + "\n")
         self._file.flush()
-        for name, value in clean.items():
-            if value is not None:
-                self._board.add_scalar(name, value, env_steps)
+        finite = {name: v for name, v in clean.items() if v is not None}
+        for logger in self._loggers:
+            logger.write(env_steps, finite)
 
     def close(self) -> None:
-        """Flushes and closes both files."""
+        """Closes the file and the loggers."""
         self._file.close()
-        self._board.close()
+        for logger in self._loggers:
+            logger.close()
 
 
 def read(run_folder: Path) -> list[dict[str, Any]]:
@@ -59,30 +108,28 @@ def read(run_folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def chunk_row(metrics: loop.StepMetrics, replay_size: int) -> dict[str, float]:
-    """Log entries of one chunk of training."""
-    metrics = _to_host(metrics)
+def steps_row(metrics: loop.StepMetrics) -> dict[str, float]:
+    """Log entries of the vector steps of one seed (metrics on the host)."""
     row = {
-        f"training/{field.name}": float(getattr(metrics.learning, field.name))
-        for field in dataclasses.fields(metrics.learning)
-    }
-    row |= {
-        "training/updates": float(metrics.updates),
         "training/reward": float(metrics.reward),
         "training/actions_at_bounds": float(metrics.at_bounds),
-        "training/buffer_current_size": float(replay_size),
         "physics/overflow": float(metrics.overflow),
         "physics/diverged": float(metrics.diverged),
         "episode/count": float(metrics.episodes),
     }
+    row |= {f"task/{name}": float(value) for name, value in metrics.task.items()}
     if metrics.episodes > 0:
         row["episode/sum_reward"] = float(metrics.return_sum / metrics.episodes)
         row["episode/length"] = float(metrics.length_sum / metrics.episodes)
     return row
 
 
-def _to_host(tree: Any) -> Any:
-    return jax.tree.map(np.asarray, jax.device_get(tree))
+def learning_row(statistics: Any) -> dict[str, float]:
+    """Log entries of an agent's statistics for one seed (on the host)."""
+    return {
+        f"training/{field.name}": float(getattr(statistics, field.name))
+        for field in dataclasses.fields(statistics)
+    }
 
 
 def _drop_rows_after(path: Path, env_steps: int) -> None:

@@ -13,10 +13,12 @@ _LINE_EVERY = 10.0
 
 
 class Progress:
-    """Reports a run of `total` env steps."""
+    """Reports a run of `total` env steps for each seed; where `visible`."""
 
-    def __init__(self, total: int):
-        self._console = console.Console(highlight=False, soft_wrap=True)
+    def __init__(self, total: int, visible: bool = True):
+        self._console = console.Console(
+            highlight=False, soft_wrap=True, quiet=not visible
+        )
         self._total = total
         self._last_line = 0.0
         self._returns = ""
@@ -26,7 +28,7 @@ class Progress:
             progress.TextColumn("{task.fields[text]}"),
             console=self._console,
             auto_refresh=self._console.is_terminal,
-            disable=not self._console.is_terminal,
+            disable=not (visible and self._console.is_terminal),
         )
         self._task = self._bar.add_task("", total=total, text="")
 
@@ -53,8 +55,9 @@ class Progress:
             yield
         self.say(f"compiled {what} in {time.perf_counter() - start:.1f} s")
 
-    def evaluated(self, env_steps: int, row: dict[str, float]) -> None:
-        """Reports an evaluation."""
+    def evaluated(self, env_steps: int, rows: list[dict[str, float]]) -> None:
+        """Reports an evaluation: a row for each seed."""
+        row = {key: _mean(rows, key) for key in rows[0]}
         self._returns = f"return {row['eval/episode_reward']:.1f}"
         success = (
             f"   success {row['eval/success']:.0%}" if "eval/success" in row else ""
@@ -67,15 +70,20 @@ class Progress:
             f"sampled {row['eval/sampled_episode_reward']:.1f} "
             f"+- {row['eval/sampled_episode_reward_std']:.1f}{success}"
         )
+        if len(rows) > 1:
+            each = ", ".join(f"{row['eval/episode_reward']:.1f}" for row in rows)
+            self.say(f"    means over {len(rows)} seeds, whose returns are {each}")
 
-    def trained(self, env_steps: int, row: dict[str, float]) -> None:
-        """Reports a chunk of training."""
-        rate = row["training/sps"]
+    def trained(self, env_steps: int, rows: list[dict[str, float]]) -> None:
+        """Reports a chunk of training: a row for each seed."""
+        rate = rows[0]["training/sps"]
         remaining = (self._total - env_steps) / rate
-        if "episode/sum_reward" in row:
-            self._returns = f"return {row['episode/sum_reward']:.1f}"
+        ended = [row for row in rows if "episode/sum_reward" in row]
+        if ended:
+            self._returns = f"return {_mean(ended, 'episode/sum_reward'):.1f}"
+        seeds = f" x {len(rows)} seeds" if len(rows) > 1 else ""
         text = (
-            f"{env_steps:,} / {self._total:,} env steps   {rate:,.0f} env steps/s   "
+            f"{env_steps:,} / {self._total:,} env steps   {rate:,.0f} env steps/s{seeds}   "
             f"ETA {_clock(remaining)}   {self._returns}"
         )
         self._bar.update(self._task, completed=env_steps, text=text)
@@ -83,6 +91,10 @@ class Progress:
         if not self._console.is_terminal and now - self._last_line >= _LINE_EVERY:
             self._last_line = now
             self.say(text)
+
+
+def _mean(rows: list[dict[str, float]], key: str) -> float:
+    return sum(row[key] for row in rows) / len(rows)
 
 
 def _clock(seconds: float) -> str:

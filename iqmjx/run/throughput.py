@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import math
 import platform
 import resource
 import statistics
@@ -20,9 +21,10 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 import iqmjx
-from iqmjx import loop
+from iqmjx import acting, loop
 from iqmjx.config import Config
 from iqmjx.envs import vector
+from iqmjx.parallel import BY_SEED, BY_SHARD
 from iqmjx.replay import Transition
 
 _SECONDS = 1.0
@@ -47,21 +49,20 @@ def measure(config: Config, rounds: int, trace: str | None = None) -> dict[str, 
         controls.
     """
     setup = loop.make_setup(config)
-    state = loop.init(setup, jax.random.key(config.seed))
+    state = loop.init(setup)
     start = time.perf_counter()
     train = loop.train_chunk.lower(setup, state).compile()
     compile_seconds = time.perf_counter() - start
-    while int(state.replay.size) < config.min_replay_size:
-        state, _ = train(state)
+    state, _ = loop.warm_up(setup, state)
 
-    step, visit, key = stepping(setup), _visit(setup), jax.random.key(0)
+    step, visit, keys = stepping(setup), _visit(setup), _keys(setup)
     worlds: Any = None
     controls: Any = None
 
     def prepare():
         nonlocal worlds, controls
         worlds = jax.tree.map(jnp.copy, state.envs)  # training will have the others
-        controls = jax.block_until_ready(visit(state, key))
+        controls = jax.block_until_ready(visit(state, keys))
 
     def train_once():
         nonlocal state
@@ -70,7 +71,7 @@ def measure(config: Config, rounds: int, trace: str | None = None) -> dict[str, 
 
     chunk, per_vector_step = config.chunk_steps, config.grad_updates_per_step
     parts: dict[str, tuple[Callable[[], Any], int]] = {
-        "physics": (lambda: step(worlds, controls, key), chunk),
+        "physics": (lambda: step(worlds, controls, keys), chunk),
         "acting": (_acting(setup, state), chunk),
         "updates": (updating(setup, state), chunk * per_vector_step),
         "training": (train_once, chunk),
@@ -87,7 +88,8 @@ def measure(config: Config, rounds: int, trace: str | None = None) -> dict[str, 
     if trace is not None:
         with jax.profiler.trace(trace):
             jax.block_until_ready(train_once())
-    steps = {name: rate * config.num_envs for name, rate in measured.items()}
+    worlds_stepped = config.num_envs * config.num_seeds
+    steps = {name: rate * worlds_stepped for name, rate in measured.items()}
     update_rate = measured["updates"]
     efficiency = statistics.median(
         training * (1 / physics + per_vector_step / updates)
@@ -95,10 +97,11 @@ def measure(config: Config, rounds: int, trace: str | None = None) -> dict[str, 
             seen["training"], seen["physics"], seen["updates"], strict=True
         )
     )
-    updates_in_training = measured["training"] * per_vector_step
+    updates_in_training = measured["training"] * per_vector_step * config.num_seeds
     result = {
         "env": setup.env.gymnasium_id,
         "physics": engine.name,
+        "num_seeds": config.num_seeds,
         "num_envs": config.num_envs,
         "grad_updates_per_step": per_vector_step,
         "batch_size": config.batch_size,
@@ -108,7 +111,7 @@ def measure(config: Config, rounds: int, trace: str | None = None) -> dict[str, 
         "physics_only_env_steps_per_second": steps["physics"],
         "physics_steps_per_second": steps["physics"] * setup.env.frame_skip,
         "acting_env_steps_per_second": steps["acting"],
-        "updates_only_per_second": update_rate,
+        "updates_only_per_second": update_rate * config.num_seeds,
         "updates_per_second": updates_in_training,
         "samples_per_second": updates_in_training * config.batch_size,
         "efficiency": efficiency,
@@ -149,27 +152,45 @@ def _rates(
 def stepping(setup: loop.Setup) -> Callable[..., Any]:
     """A chunk of vector steps, resets included, in one scan.
 
-    Returns a compiled function of (worlds, controls [T, N, A], key), for the worlds
-    after it and the outcomes that are counted of each step: (worlds that overflowed,
-    worlds that diverged).
+    Returns a compiled function of (worlds [S, G, N/G, ...], controls [S, G, T, N/G, A],
+    keys [S]), for the worlds after it and the outcomes that are counted of each step
+    [S, G, T]: (worlds that overflowed, worlds that diverged).
     """
 
-    @jax.jit
     def run(worlds, controls, key):
-        worlds, outcomes, _ = _chunk(setup, worlds, key, lambda _, c: c, controls)
-        return worlds, outcomes
+        worlds, counts, _ = _chunk(setup, worlds, key, lambda _, c: c, controls)
+        return worlds, counts
 
-    return run
+    specs = (BY_SHARD, BY_SHARD, BY_SEED)
+    return _for_all(setup, run, specs, (BY_SHARD, BY_SHARD))
+
+
+def _for_all(
+    setup: loop.Setup,
+    run: Callable[..., Any],
+    in_specs: Any,
+    out_specs: Any,
+    compiler_options: dict[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """Compiles a function of one shard of one seed for all of them."""
+    on_a_device = setup.layout.over_all(run, in_specs, out_specs)
+    on_all = setup.layout.on_devices(on_a_device, in_specs, out_specs)
+    return jax.jit(on_all, compiler_options=compiler_options)
+
+
+def _keys(setup: loop.Setup) -> PRNGKeyArray:
+    """Some keys [S]."""
+    return jax.random.split(jax.random.key(0), setup.layout.num_seeds)
 
 
 def _chunk(setup: loop.Setup, worlds, key: PRNGKeyArray, choose, inputs: Array):
-    """Steps worlds for a chunk, under `choose(worlds, input)` of each step's input [T].
+    """Steps a shard's worlds for a chunk, under `choose(worlds, input)` of each [T].
 
     Returns the worlds, each step's counts (overflowed, diverged), and the controls.
     """
     config, env = setup.config, setup.env
-    bank_key, key = jax.random.split(key)
-    bank = vector.make_bank(env, bank_key, config.num_envs)
+    bank_key, key = jax.random.split(setup.shards.own_key(key))
+    bank = vector.make_bank(env, bank_key, setup.worlds_per_shard)
 
     def step(worlds, inputs):
         env_key, given = inputs
@@ -186,48 +207,57 @@ def _chunk(setup: loop.Setup, worlds, key: PRNGKeyArray, choose, inputs: Array):
 
 
 def random_controls(setup: loop.Setup, key: PRNGKeyArray) -> Array:
-    """Controls [T, N, A] of uniform actions for a chunk."""
-    shape = (setup.config.chunk_steps, setup.config.num_envs)
-    action = setup.agent.act_random(key, shape[0] * shape[1])
-    control = setup.agent.control(action)
+    """Controls [S, G, T, N/G, A] of uniform actions for a chunk."""
+    policy, layout = setup.agent.policy, setup.layout
+    shape = (layout.num_seeds, layout.num_shards, setup.config.chunk_steps)
+    shape = (*shape, setup.worlds_per_shard)
+    control = policy.control(policy.random(key, math.prod(shape)))
     return control.reshape(*shape, control.shape[-1])
 
 
 def _visit(setup: loop.Setup) -> Callable[[loop.TrainState, PRNGKeyArray], Array]:
-    """The controls [T, N, A] of a training state's policy over a chunk.
+    """The controls [S, G, T, N/G, A] of a training state's policy over a chunk.
 
     What a world costs depends on where the policy takes it (a fallen humanoid has many
-    contacts): `stepping` with these, from the state's worlds and with the same key,
+    contacts): `stepping` with these, from the state's worlds and with the same keys,
     meets what training meets, resets included. The policy stays as it is.
     """
+    policy = setup.agent.policy
 
-    @jax.jit
-    def run(state, key):
+    def run(learner, normalizer, worlds, key):
+        actor = loop.actor(setup, learner, normalizer)
+
         def choose(worlds, act_key):
-            obs = loop.observe(setup, state.normalizer, worlds.obs)
-            return setup.agent.control(setup.agent.act(state.learner, obs, act_key))
+            return policy.control(acting.act(policy, actor, worlds.obs, act_key))
 
-        act_keys = jax.random.split(state.key, setup.config.chunk_steps)
-        return _chunk(setup, state.envs, key, choose, act_keys)[2]
+        act_keys = jax.random.split(
+            setup.shards.own_key(jax.random.fold_in(key, 1)), setup.config.chunk_steps
+        )
+        return _chunk(setup, worlds, key, choose, act_keys)[2]
 
-    return run
+    visit = _for_all(setup, run, (BY_SEED, BY_SEED, BY_SHARD, BY_SEED), BY_SHARD)
+    return lambda state, keys: visit(state.learner, state.normalizer, state.envs, keys)
 
 
 def _acting(setup: loop.Setup, state: loop.TrainState) -> Callable[[], Any]:
-    """A chunk of action choices for N worlds."""
-    learner, normalizer = jax.tree.map(jnp.copy, (state.learner, state.normalizer))
-    obs = jnp.copy(state.envs.obs)
+    """A chunk of action choices for all worlds."""
+    policy = setup.agent.policy
 
-    @jax.jit
-    def run(obs, key):
+    def run(learner, normalizer, obs, key):
+        actor = loop.actor(setup, learner, normalizer)
+
         def act(obs, key):
-            seen = loop.observe(setup, normalizer, obs)
-            action = setup.agent.act(learner, seen, key)
+            action = acting.act(policy, actor, obs, key)
             return obs + 1e-6 * action.mean(), None  # no step like the one before
 
-        return jax.lax.scan(act, obs, jax.random.split(key, setup.config.chunk_steps))
+        keys = jax.random.split(setup.shards.own_key(key), setup.config.chunk_steps)
+        return jax.lax.scan(act, obs, keys)[0]
 
-    return lambda: run(obs, jax.random.key(0))
+    choose = _for_all(setup, run, (BY_SEED, BY_SEED, BY_SHARD, BY_SEED), BY_SHARD)
+    learner, normalizer, obs = jax.tree.map(
+        jnp.copy, (state.learner, state.normalizer, state.envs.obs)
+    )
+    return lambda: choose(learner, normalizer, obs, _keys(setup))
 
 
 def updating(
@@ -236,33 +266,39 @@ def updating(
     compiler_options: dict[str, Any] | None = None,
 ) -> Callable[[], Any]:
     """A chunk's updates, on K batches that are ready."""
-    config = setup.config
-    learner, worlds = jax.tree.map(jnp.copy, (state.learner, state.envs))
-    shape = (config.grad_updates_per_step, config.batch_size)
-    obs = jax.random.normal(jax.random.key(1), (*shape, worlds.obs.shape[-1]))
-    action = setup.agent.act_random(jax.random.key(2), shape[0] * shape[1])
-    batches = Transition(
+    config, layout = setup.config, setup.layout
+
+    def run(learner, batches, key):
+        def update(learner, inputs):
+            return setup.agent.update(learner, *inputs, setup.shards)[0], None
+
+        def vector_step(learner, key):
+            keys = jax.random.split(key, config.grad_updates_per_step)
+            return jax.lax.scan(update, learner, (batches, keys))
+
+        keys = jax.random.split(setup.shards.own_key(key), config.chunk_steps)
+        return jax.lax.scan(vector_step, learner, keys)[0]
+
+    specs = (BY_SEED, BY_SHARD, BY_SEED)
+    updates = _for_all(setup, run, specs, BY_SEED, compiler_options)
+    shape = (layout.num_seeds, layout.num_shards, config.grad_updates_per_step)
+    batches = _some_batches(setup, (*shape, config.batch_size // layout.num_shards))
+    learner = jax.tree.map(jnp.copy, state.learner)
+    return lambda: updates(learner, batches, _keys(setup))
+
+
+def _some_batches(setup: loop.Setup, shape: tuple[int, ...]) -> Transition:
+    obs_key, action_key = jax.random.split(jax.random.key(1))
+    obs = jax.random.normal(obs_key, (*shape, setup.env.observation_size))
+    action = setup.agent.policy.random(action_key, math.prod(shape))
+    return Transition(
         obs=obs,
         action=action.reshape(*shape, *action.shape[1:]),
         reward=jnp.ones(shape),
-        terminated=jnp.zeros(shape, bool),
+        discount=jnp.ones(shape),
+        weight=jnp.ones(shape),
         next_obs=obs + 0.1,
     )
-
-    @functools.partial(jax.jit, compiler_options=compiler_options)
-    def run(learner, batches, key):
-        def vector_step(learner, key):
-            keys = jax.random.split(key, config.grad_updates_per_step)
-            return jax.lax.scan(
-                lambda carry, inputs: setup.agent.update(carry, *inputs),
-                learner,
-                (batches, keys),
-            )
-
-        keys = jax.random.split(key, config.chunk_steps)
-        return jax.lax.scan(vector_step, learner, keys)
-
-    return functools.partial(run, learner, batches, jax.random.key(0))
 
 
 def _rollout_pair(setup: loop.Setup) -> tuple[Callable[[], Any], Callable[[], Any]]:

@@ -1,36 +1,51 @@
-"""A whole run on the host: chunks, evaluations, checkpoints, logs, signals."""
+"""A whole run on the host: chunks, evaluations, checkpoints, logs, signals.
+
+A run of several seeds has one state, saved as one, and for each seed a folder of its
+own with metrics and policies. Where a run has several processes, each calls `train`:
+all compute and save, and the first alone prints, logs and writes policies.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from iqmjx import evaluation, loop
+from iqmjx import envs, evaluation, loop, parallel
 from iqmjx.config import Config
-from iqmjx.run import checkpoint, metrics
+from iqmjx.run import checkpoint, metrics, run_folder
 from iqmjx.run.progress import Progress
-
-_TRAINING_STREAM = 0
+from iqmjx.run.saved_policy import PolicyStore
 
 
 class DivergedError(RuntimeError):
     """The loss left the finite numbers: nothing after that is worth computing."""
 
 
-def train(config: Config, run_folder: Path, *, resume: bool = False) -> bool:
+def train(
+    config: Config,
+    folder: Path,
+    *,
+    resume: bool = False,
+    env: envs.Env | None = None,
+) -> bool:
     """Trains, or goes on training, in a run folder that exists.
 
     Args:
         config: the run's settings.
-        run_folder: where checkpoints and metrics are written.
-        resume: start from the newest whole checkpoint in the folder.
+        folder: where checkpoints and metrics are written.
+        resume: start from the newest whole checkpoint in the folder. Where the devices
+            cannot divide the shards of the run, they are made anew, one per device.
+        env: an environment object, in place of the one that `config.env` names.
 
     Returns:
         Whether the run came to its end; False where a signal stopped it, its state
@@ -41,136 +56,257 @@ def train(config: Config, run_folder: Path, *, resume: bool = False) -> bool:
         DivergedError: once the loss is not finite; what was saved before is kept.
     """
     start = time.perf_counter()
-    setup = loop.make_setup(config)
-    total = config.num_chunks * config.env_steps_per_chunk
+    saved_shards = config.num_shards
+    if resume:
+        shards = parallel.fit_shards(config.num_seeds, config.num_shards)
+        config = dataclasses.replace(config, num_shards=shards)
+    setup = loop.make_setup(config, env)
     with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(Progress(total))
-        env_steps, state = _begin(setup, run_folder, resume, progress)
-        log = metrics.MetricsLog(run_folder, resume_at=env_steps if resume else None)
-        stack.enter_context(contextlib.closing(log))
-        rows = metrics.read(run_folder)  # of the steps before a resume
-        spent = max((row.get("training/walltime", 0.0) for row in rows), default=0.0)
-        store = stack.enter_context(checkpoint.open_store(run_folder, state))
-        stop = stack.enter_context(_stop_requests())
+        progress = stack.enter_context(Progress(config.total_env_steps, _is_first()))
+        if resume:
+            env_steps, state = _resumed(setup, folder, saved_shards, progress)
+        else:
+            with progress.compiling("the start states"):  # and Warp's kernels: minutes
+                env_steps, state = 0, jax.block_until_ready(loop.init(setup))
+        seeds = []
+        if _is_first():
+            seeds = _open_seeds(setup, folder, env_steps if resume else None)
+        for seed in seeds:
+            stack.enter_context(contextlib.closing(seed))
+        store = stack.enter_context(checkpoint.open_store(folder, state))
         store.drop_after(env_steps)
-        run = _Run(setup, log, store, progress, start - spent)
-        run.compile(state)
-        evaluations = _spread(config.num_evals, config, include_start=True)
-        saves = _spread(config.num_checkpoints, config, include_start=False)
-        if env_steps in evaluations and not resume:
-            run.evaluate(env_steps, state)
-        while env_steps < total and not stop:
-            state = run.chunk(env_steps, state)
-            env_steps += config.env_steps_per_chunk
-            if env_steps in evaluations:
-                run.evaluate(env_steps, state)
-            if env_steps in saves:
-                store.save(env_steps, state)
-        if stop:
-            store.save(env_steps, state)
+        stop = stack.enter_context(_stop_requests())
+        spent = max((seed.walltime for seed in seeds), default=0.0)
+        run = _Run(setup, seeds, store, progress, start - spent)
+        state = run.go_on(env_steps, state, stop, fresh=not resume)
+        if state is not None:
             progress.say(
-                f"stopped at {env_steps:,} env steps, state saved; to go on: "
-                f"python -m iqmjx.train --resume --logdir {run_folder}"
+                f"stopped at {run.env_steps:,} env steps, state saved; to go on: "
+                f"python -m iqmjx.train --resume --logdir {folder}"
             )
-        return not stop
+        return state is None
+
+
+class _Seed:
+    """Where the results of one seed go."""
+
+    def __init__(self, setup: loop.Setup, index: int, folder: Path, resume_at):
+        config = run_folder.config_of_seed(setup.config, index)
+        sizes = setup.env.observation_size, setup.env.action_size
+        self.log = metrics.MetricsLog(folder, config, resume_at)
+        self.policies = PolicyStore(folder, config, sizes)
+        if resume_at is not None:
+            self.policies.drop_after(resume_at)
+        rows = metrics.read(folder)  # of the steps before a resume
+        times = (row.get("training/walltime", 0.0) for row in rows)
+        self.walltime = max(times, default=0.0)  # seconds before this process
+
+    def close(self) -> None:
+        self.log.close()
+        self.policies.close()
 
 
 class _Run:
     """The compiled programs of a run and where their results go."""
 
-    def __init__(self, setup, log, store, progress, start):
-        config = setup.config
-        self._setup = setup
-        self._log, self._store, self._progress = log, store, progress
-        self._greedy = evaluation.both_modes(config.num_eval_envs)
-        self._eval_setup = evaluation.make_setup(
-            setup, len(self._greedy), config.physics
-        )
-        self._start = start  # what the run has taken so far ago
+    def __init__(self, setup, seeds: list[_Seed], store, progress, start):
+        self._setup, self._config = setup, setup.config
+        self._seeds, self._store, self._progress = seeds, store, progress
+        self._start = start  # when the run would have begun without interruptions
+        self._greedy = evaluation.both_modes(self._config.num_eval_envs)
+        self._numbers = self._config.seed + np.arange(self._config.num_seeds)
+        self.env_steps = 0
 
-    def compile(self, state: loop.TrainState) -> None:
-        """Compiles the two programs, once for the whole run."""
-        with self._progress.compiling("the training step"):
+    def go_on(
+        self, env_steps: int, state: loop.TrainState, stop: list[int], fresh: bool
+    ) -> loop.TrainState | None:
+        """Trains to the end: None; or until a stop is asked for: the state then."""
+        config = self._config
+        self.env_steps = env_steps
+        self._compile(state, env_steps)
+        evaluations = _spread(config.num_evals, config, include_start=True)
+        saves = _spread(config.num_checkpoints, config, include_start=False)
+        if fresh and 0 in evaluations:
+            self._evaluate(state)
+        while self.env_steps < config.total_env_steps:
+            if _agree(bool(stop)):
+                self._save(state)
+                return state
+            state = self._advance(state)
+            if self.env_steps in evaluations:
+                self._evaluate(state)
+            if self.env_steps in saves:
+                self._save(state)
+        return None
+
+    def _compile(self, state: loop.TrainState, env_steps: int) -> None:
+        """Compiles the programs, once for the whole run."""
+        config, progress = self._config, self._progress
+        with progress.compiling("the training step"):
+            if env_steps == 0 and config.warm_up_steps:
+                self._warm_up = loop.warm_up.lower(self._setup, state).compile()
             self._train = loop.train_chunk.lower(self._setup, state).compile()
-        if self._setup.config.num_evals:
-            with self._progress.compiling("the evaluation"):
-                self._play = evaluation.play.lower(
-                    self._eval_setup,
-                    state.learner,
-                    state.normalizer,
-                    self._greedy,
-                    evaluation.key(0, 0),
+        if config.num_evals:
+            with progress.compiling("the evaluation"):
+                self._game = _make_game(self._setup, len(self._greedy))
+                actors = jax.eval_shape(lambda: loop.average_actors(self._setup, state))
+                self._play = evaluation.play_all.lower(
+                    *self._played(actors, env_steps)
                 ).compile()
 
-    def chunk(self, env_steps: int, state: loop.TrainState) -> loop.TrainState:
-        """Trains for one chunk; `state` is donated.
+    def _played(self, actors: Any, env_steps: int) -> tuple[Any, ...]:
+        """The arguments of `play_all`."""
+        phase = np.uint32(env_steps % 2**32)
+        layout = self._setup.layout
+        return self._game, layout, actors, self._greedy, self._numbers, phase
+
+    def _advance(self, state: loop.TrainState) -> loop.TrainState:
+        """The warm-up, or a chunk; `state` is donated.
 
         Raises:
             DivergedError: where the loss is not finite.
         """
-        start = time.perf_counter()
-        state, chunk_metrics = self._train(state)
-        row = metrics.chunk_row(chunk_metrics, int(state.replay.size))
+        config, start = self._config, time.perf_counter()
+        before = self.env_steps
+        if before == 0 and config.warm_up_steps:
+            state, steps = self._warm_up(state)
+            learning, updates = None, 0
+            self.env_steps = config.env_steps_after(0)
+        else:
+            state, (steps, learning) = self._train(state)
+            updates = config.chunk_steps * config.grad_updates_per_step
+            self.env_steps += config.env_steps_per_chunk
+        steps, learning = parallel.to_host((steps, learning))
         now = time.perf_counter()
-        taken = self._setup.config.env_steps_per_chunk
-        row["training/sps"] = taken / (now - start)
-        row["training/walltime"] = now - self._start
-        self._log.write(env_steps + taken, row)
-        self._progress.trained(env_steps + taken, row)
-        if row["training/updates"] and not math.isfinite(row["training/loss"]):
-            raise DivergedError(
-                f"training diverged between {env_steps:,} and {env_steps + taken:,} "
-                "env steps: the loss is not finite; checkpoints from before are kept; "
-                "a lower --learning_rate is the first thing to try"
+        rows = [_of_seed(steps, learning, k) for k in range(config.num_seeds)]
+        for row in rows:
+            row["training/updates"] = updates
+            row["training/buffer_current_size"] = min(
+                self.env_steps, config.max_replay_size
             )
+            row["training/sps"] = (self.env_steps - before) / (now - start)
+            row["training/walltime"] = now - self._start
+        self._write(rows)
+        self._progress.trained(self.env_steps, rows)
+        self._refuse_divergence(before, rows)
         return state
 
-    def evaluate(self, env_steps: int, state: loop.TrainState) -> None:
-        """Plays evaluation episodes, logs them, and keeps the policy if best."""
+    def _evaluate(self, state: loop.TrainState) -> None:
+        """Plays evaluation episodes, logs them, and keeps each policy if best."""
         start = time.perf_counter()
-        key = evaluation.key(self._setup.config.seed, env_steps)
-        episodes = self._play(state.learner, state.normalizer, self._greedy, key)
-        row = evaluation.summarize(jax.device_get(episodes), self._greedy)
-        row["eval/seconds"] = time.perf_counter() - start
-        row["eval/walltime"] = time.perf_counter() - self._start
-        self._log.write(env_steps, row)
-        self._progress.evaluated(env_steps, row)
-        self._store.save_policy(env_steps, state, row["eval/episode_reward"])
+        actors = loop.average_actors(self._setup, state)
+        *_, numbers, phase = self._played(actors, self.env_steps)
+        episodes = self._play(actors, self._greedy, numbers, phase)
+        actors, episodes = parallel.to_host((actors, episodes))
+        now = time.perf_counter()
+        rows = []
+        for index in range(self._config.num_seeds):
+            played = jax.tree.map(lambda leaf, k=index: leaf[k], episodes)
+            row = evaluation.summarize(played, self._greedy)
+            row["eval/seconds"] = now - start
+            row["eval/walltime"] = now - self._start
+            rows.append(row)
+        self._write(rows)
+        self._progress.evaluated(self.env_steps, rows)
+        for index, (seed, row) in enumerate(zip(self._seeds, rows, strict=False)):
+            actor = jax.tree.map(lambda leaf, k=index: leaf[k], actors)
+            score = row["eval/episode_reward"]
+            seed.policies.save_if_best(self.env_steps, actor, score)
+
+    def _save(self, state: loop.TrainState) -> None:
+        """Saves the whole state, and each seed's policy."""
+        self._store.save(self.env_steps, state)
+        actors = parallel.to_host(loop.average_actors(self._setup, state))
+        for index, seed in enumerate(self._seeds):
+            actor = jax.tree.map(lambda leaf, k=index: leaf[k], actors)
+            seed.policies.save(self.env_steps, actor)
+
+    def _write(self, rows: list[dict[str, float]]) -> None:
+        for seed, row in zip(self._seeds, rows, strict=False):  # none elsewhere
+            seed.log.write(self.env_steps, row)
+
+    def _refuse_divergence(self, before: int, rows: list[dict[str, float]]) -> None:
+        for seed, row in zip(self._numbers, rows, strict=True):
+            if not math.isfinite(row.get("training/loss", 0.0)):
+                raise DivergedError(
+                    f"training of seed {seed} diverged between {before:,} and "
+                    f"{self.env_steps:,} env steps: the loss is not finite; "
+                    f"checkpoints from before are kept; a lower --learning_rate is "
+                    f"the first thing to try"
+                )
 
 
-def _begin(
-    setup: loop.Setup, run_folder: Path, resume: bool, progress: Progress
+def _of_seed(steps: loop.StepMetrics, learning: Any, index: int) -> dict[str, float]:
+    """The row of one seed, from metrics [S]."""
+    steps, learning = jax.tree.map(lambda leaf: leaf[index], (steps, learning))
+    row = {} if learning is None else metrics.learning_row(learning)
+    return row | metrics.steps_row(steps)
+
+
+def _make_game(setup: loop.Setup, num_episodes: int) -> evaluation.Game:
+    """The evaluation of a run's task, on worlds of its own."""
+    config = setup.config
+    worlds = evaluation.worlds_on_a_device(setup.layout, num_episodes)
+    env = envs.remake(setup.env, worlds)
+    return evaluation.Game(env, setup.agent.policy, config.episode_length)
+
+
+def _open_seeds(setup: loop.Setup, folder: Path, resume_at: int | None) -> list[_Seed]:
+    folders = run_folder.seed_folders(folder, setup.config)
+    return [_Seed(setup, k, own, resume_at) for k, own in enumerate(folders)]
+
+
+def _resumed(
+    setup: loop.Setup, folder: Path, saved_shards: int, progress: Progress
 ) -> tuple[int, loop.TrainState]:
     """The env steps taken and the state to go on from."""
-    if not resume:
-        seed = jax.random.key(setup.config.seed)
-        key = jax.random.fold_in(seed, _TRAINING_STREAM)
-        with progress.compiling("the start states"):  # and Warp's kernels: minutes
-            return 0, jax.block_until_ready(loop.init(setup, key))
-    abstract = checkpoint.abstract_state(setup)
-    env_steps, state, problems = checkpoint.restore_state(run_folder, abstract)
+    env_steps, state, problems = checkpoint.restore(folder, setup, saved_shards)
     for problem in problems:
         progress.say(f"warning: {problem}; falling back to an older one")
+    if saved_shards != setup.config.num_shards:
+        progress.say(
+            f"worlds and replay, saved in {saved_shards} shards, are divided anew into "
+            f"{setup.config.num_shards}"
+        )
     progress.say(f"resuming at {env_steps:,} env steps")
     return env_steps, state
 
 
+def _is_first() -> bool:
+    """Whether this process is the one that prints and logs."""
+    return jax.process_index() == 0
+
+
+def _agree(stop: bool) -> bool:
+    """Whether any process wants to stop; all of them must ask."""
+    return bool(np.any(parallel.gather(np.array(stop))))
+
+
 def _spread(count: int, config: Config, *, include_start: bool) -> set[int]:
-    """`count` chunk ends, in env steps, spread evenly, the run's end among them."""
+    """`count` chunk ends, in env steps, spread evenly, the run's end among them.
+
+    The start, where it is included, is before the warm-up.
+    """
     if count == 0:
         return set()
     first = 0 if include_start and count > 1 else config.num_chunks / count
     chunks = np.linspace(first, config.num_chunks, count).round().astype(int)
-    return {int(chunk) * config.env_steps_per_chunk for chunk in chunks}
+    ends = [config.env_steps_after(int(chunk)) for chunk in chunks]
+    if include_start and count > 1:
+        ends[0] = 0
+    return set(ends)
 
 
 @contextlib.contextmanager
 def _stop_requests() -> Iterator[list[int]]:
     """A list that Ctrl-C and SIGTERM are noted in, to be looked at between chunks.
 
-    A second signal acts as usual.
+    A second signal acts as usual. Off the main thread signals are left alone.
     """
     received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in signals}
 

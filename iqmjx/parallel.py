@@ -1,0 +1,257 @@
+"""Seeds, shards and devices: how a run is divided.
+
+A run is S independent agents (`num_seeds`). The worlds, the replay ring and the batches
+of each are divided into G equal shards (`num_shards`): a shard steps its N/G worlds
+into its own ring of C/G rows, and gives B/G rows to each batch. So arrays begin with
+
+    learner, normalizer, keys   [S, ...]
+    worlds, replay              [S, G, ...]
+
+The training step is written for one shard of one seed. `Layout.over_all` runs it for all
+that a device owns, and `Layout.on_devices` on all devices: a mesh whose first axis takes seeds and
+whose second takes shards. A seed's learner is copied to every device of its row, and
+stays the same there, because gradients, observation moments and statistics are means
+over all shards.
+
+Random draws belong to a seed and a shard. So what is learned depends on the number of
+shards and not on the number of devices that they lie on, but for the rounding of sums.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int, PRNGKeyArray
+
+_SEEDS, _SHARDS = "seeds", "shards"  # the axes of the mesh
+_OWN_SHARDS = "own_shards"  # those of one device
+
+BY_SEED, BY_SHARD = PartitionSpec(_SEEDS), PartitionSpec(_SEEDS, _SHARDS)
+SAME = PartitionSpec()
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """The shards of one seed, seen from inside one of them.
+
+    Attributes:
+        count: G.
+        axes: the program's axes that they lie along; none for a single shard.
+    """
+
+    count: int
+    axes: tuple[str, ...]
+
+    def mean(self, tree: Any) -> Any:
+        """The mean over the shards, of every leaf."""
+        return jax.lax.pmean(tree, self.axes) if self.axes else tree
+
+    def sum(self, tree: Any) -> Any:
+        """The sum over the shards, of every leaf."""
+        return jax.lax.psum(tree, self.axes) if self.axes else tree
+
+    def index(self) -> int | Int[jax.Array, ""]:
+        """Which of the shards this one is."""
+        index: Any = 0
+        for axis in self.axes:
+            index = index * jax.lax.axis_size(axis) + jax.lax.axis_index(axis)
+        return index
+
+    def own_key(self, key: PRNGKeyArray) -> PRNGKeyArray:
+        """This shard's key, from one that all of them have; `key` is consumed."""
+        return jax.random.fold_in(key, self.index())
+
+
+ALONE = Shards(1, ())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layout:
+    """How the seeds and shards of a run lie on devices.
+
+    Attributes:
+        mesh: the devices, [rows of seeds, shards along a row].
+        num_seeds: S.
+        num_shards: G.
+    """
+
+    mesh: Mesh
+    num_seeds: int
+    num_shards: int
+
+    @property
+    def own_seeds(self) -> int:
+        """Seeds that one device runs."""
+        return self.num_seeds // self.mesh.shape[_SEEDS]
+
+    @property
+    def devices_per_seed(self) -> int:
+        """Devices that the shards of one seed are divided among."""
+        return self.mesh.shape[_SHARDS]
+
+    @property
+    def own_shards(self) -> int:
+        """Shards of each of its seeds that a device runs."""
+        return self.num_shards // self.devices_per_seed
+
+    @property
+    def shards(self) -> Shards:
+        """A seed's shards, for functions that `over_all` runs on the devices."""
+        return Shards(self.num_shards, (_SHARDS, _OWN_SHARDS))
+
+    def on_devices(self, function: Callable, in_specs: Any, out_specs: Any) -> Any:
+        """Runs a function on every device, over what each owns of the arguments."""
+        return jax.shard_map(
+            function,
+            mesh=self.mesh,
+            in_specs=in_specs,
+            out_specs=out_specs,
+            check_vma=False,
+        )
+
+    def placed(self, specs: Any, shapes: Any) -> Any:
+        """Shapes with the shardings that their specs (a prefix tree) mean here."""
+
+        def put(spec, subtree):
+            sharding = NamedSharding(self.mesh, spec)
+            return jax.tree.map(lambda leaf: leaf.update(sharding=sharding), subtree)
+
+        return jax.tree.map(put, specs, shapes, is_leaf=_is_spec)
+
+    def place(self, specs: Any, arrays: Any) -> Any:
+        """Puts whole NumPy arrays, equal on every process, on the devices."""
+
+        def put(spec, subtree):
+            sharding = NamedSharding(self.mesh, spec)
+            return jax.tree.map(
+                lambda leaf: jax.make_array_from_callback(
+                    leaf.shape, sharding, leaf.__getitem__
+                ),
+                subtree,
+            )
+
+        return jax.tree.map(put, specs, arrays, is_leaf=_is_spec)
+
+    def over_all(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
+        """Runs a function of one shard of one seed for all that a device owns.
+
+        Args:
+            function: takes and returns trees without the leading axes.
+            in_specs: BY_SHARD, BY_SEED or SAME for each argument: whether it begins
+                with [S, G], with [S], or with neither.
+            out_specs: the same for what it returns. What is not BY_SHARD must be equal
+                on all shards: computed from means over them.
+        """
+
+        def mapped(wanted, size):
+            axes = [
+                jax.tree.map(
+                    lambda spec: 0 if spec in wanted else None, specs, is_leaf=_is_spec
+                )
+                for specs in (in_specs, out_specs)
+            ]
+            return {"in_axes": axes[0], "out_axes": axes[1], "axis_size": size}
+
+        own = mapped((BY_SHARD,), self.own_shards)
+        of_seed = jax.vmap(function, axis_name=_OWN_SHARDS, **own)
+        return jax.vmap(of_seed, **mapped((BY_SEED, BY_SHARD), self.own_seeds))
+
+
+def fit_shards(num_seeds: int, num_shards: int) -> int:
+    """Shards for the devices that there are: those given, or one for each device."""
+    per_seed = jax.device_count() // math.gcd(num_seeds, jax.device_count())
+    return per_seed if num_shards % per_seed else num_shards
+
+
+def gather(value: np.ndarray) -> np.ndarray:
+    """Every process's value, stacked; all processes must call it."""
+    if jax.process_count() == 1:
+        return value[None]
+    return multihost_utils.process_allgather(value)
+
+
+def to_host(tree: Any) -> Any:
+    """Whole arrays as NumPy's, on every process; all processes must call it."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def _is_spec(leaf: Any) -> bool:
+    return isinstance(leaf, PartitionSpec)
+
+
+def make_layout(
+    num_seeds: int, num_shards: int, devices: Sequence[jax.Device] | None = None
+) -> Layout:
+    """Lays seeds and shards on devices, all of them where none are given.
+
+    The mesh has as many rows as seeds and devices allow, and the shards of a seed lie
+    along a row; 0 shards are as many as the row has devices.
+
+    Raises:
+        ValueError: where shards cannot be divided among the devices of a row.
+    """
+    devices = jax.devices() if devices is None else devices
+    rows = math.gcd(num_seeds, len(devices))
+    mesh = Mesh(np.array(devices).reshape(rows, -1), (_SEEDS, _SHARDS))
+    per_seed = mesh.shape[_SHARDS]
+    if num_shards % per_seed:
+        raise ValueError(
+            f"--num_shards {num_shards}: it must be a multiple of {per_seed}, the "
+            f"number of devices of one seed"
+        )
+    return Layout(mesh, num_seeds, num_shards or per_seed)
+
+
+def fit_shards(num_seeds: int, num_shards: int) -> int:
+    """Shards for the devices that there are: those given, or one for each device."""
+    per_seed = jax.device_count() // math.gcd(num_seeds, jax.device_count())
+    return per_seed if num_shards % per_seed else num_shards
+
+
+def gather(value: np.ndarray) -> np.ndarray:
+    """Every process's value, stacked; all processes must call it."""
+    if jax.process_count() == 1:
+        return value[None]
+    return multihost_utils.process_allgather(value)
+
+
+def to_host(tree: Any) -> Any:
+    """Whole arrays as NumPy's, on every process; all processes must call it."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def _is_spec(leaf: Any) -> bool:
+    return isinstance(leaf, PartitionSpec)
+
+
+def make_layout(
+    num_seeds: int, num_shards: int, devices: Sequence[jax.Device] | None = None
+) -> Layout:
+    """Lays seeds and shards on devices, all of them where none are given.
+
+    The mesh has as many rows as seeds and devices allow, and the shards of a seed lie
+    along a row; 0 shards are as many as the row has devices.
+
+    Raises:
+        ValueError: where shards cannot be divided among the devices of a row.
+    """
+    devices = jax.devices() if devices is None else devices
+    rows = math.gcd(num_seeds, len(devices))
+    mesh = Mesh(np.array(devices).reshape(rows, -1), (_SEEDS, _SHARDS))
+    if num_shards % mesh.shape[_SHARDS]:
+        raise ValueError(
+            f"--num_shards {num_shards}: it must be a multiple of "
+            f"{mesh.shape[_SHARDS]}, the number of devices of one seed"
+        )
+    return Layout(mesh, num_seeds, num_shards)
