@@ -401,7 +401,7 @@ def _cell(value: Any) -> str:
 def _config(scale: Scale, **changes: Any) -> Config:
     given = {"env": _ENV.value} | scale.settings | changes
     if "num_envs" in changes:  # a ring of whole inserts
-        rows = given.get("max_replay_size", presets.PRESETS["gpu"]["max_replay_size"])
+        rows = presets.resolve(scale.settings, "gpu").config.max_replay_size
         given["max_replay_size"] = rows // changes["num_envs"] * changes["num_envs"]
     return presets.resolve(given, "gpu").config
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from iqmjx import agents, presets
+from iqmjx.config import setting_fields
 from iqmjx.envs.base import State
 from iqmjx.envs.physics import PhysicsState
 from iqmjx.loop import Setup
@@ -82,7 +83,11 @@ named, so that tuning changes no test."""
 
 
 def config(**changes):
-    return presets.resolve(SMALL | changes, "cpu").config
+    """SMALL with changes; of SMALL, an algorithm gets the settings that it has."""
+    given = SMALL | changes
+    known = setting_fields(given.get("algo", "iq")).keys() | changes.keys()
+    given = {name: given[name] for name in given if name in known}
+    return presets.resolve(given, "cpu").config
 
 
 def toy_setup(env, **changes):

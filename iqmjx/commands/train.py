@@ -69,13 +69,14 @@ def _new_folder(resolved: Resolved) -> Path:
         return Path(_LOGDIR.value)
     config = resolved.config
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("checkpoints") / f"{config.env}-{config.algo}-{config.seed}-{stamp}"
+    name = f"{config.env}-{config.algo}-{config.seed}-{stamp}".replace(":", ".")
+    return Path("checkpoints") / name
 
 
 def _print_settings(resolved: Resolved, parts: dict[str, int], folder: Path) -> None:
     settings = table.Table("setting", "value", "from", box=None, pad_edge=False)
-    for name, source in resolved.sources.items():
-        settings.add_row(name, str(getattr(resolved.config, name)), source)
+    for name, value in resolved.config.flat().items():
+        settings.add_row(name, str(value), resolved.sources[name])
     out = console.Console(highlight=False, soft_wrap=True)
     out.print(settings)
     sizes = ", ".join(f"{k} {memory.describe(v)}" for k, v in parts.items())

@@ -8,10 +8,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from iqmjx.config import SCHEDULE, Config
+from iqmjx.config import SCHEDULE, Config, setting_fields
 from iqmjx.presets import Resolved
 
 _FILE = "config.json"
+_EARLIER = "earlier version"
+"""The source of a value that stands for what runs did before there was its setting."""
+_UNREAD_BY_SAC = (
+    "target_entropy",
+    "munchausen",
+    "policy",
+    "num_bins",
+    "scaled_softmax",
+    "advantage_scale",
+    "num_value_networks",
+)
+"""Settings of IQ's in SAC's files, from when all algorithms had the same."""
 _PACKAGES = ("jax", "mujoco", "mujoco-mjx", "flax", "optax", "orbax-checkpoint")
 
 
@@ -42,39 +54,77 @@ def save(folder: Path, resolved: Resolved) -> None:
 
 
 def load(folder: Path) -> Resolved:
-    """Reads config.json.
+    """Reads config.json, of this version or of one before it.
 
     Raises:
-        ValueError: where the folder is no run folder, or of an incompatible version.
+        ValueError: where the folder is no run folder, or of a version with settings
+            that have no equal now.
     """
     path = folder / _FILE
     if not path.is_file():
         raise ValueError(f"--logdir {folder}: not a run folder (it has no {_FILE})")
     try:
         content = json.loads(path.read_text())
-        settings = content["config"]
-        names = {field.name for field in dataclasses.fields(Config)}
-        if differing := sorted(names ^ set(settings)):
+        values, sources = _flat(content["config"]), content["sources"]
+        fields = setting_fields(values["algo"])
+        before = {
+            name: fields[name].metadata.get("before", dataclasses.MISSING)
+            for name in fields.keys() - values
+        }
+        missing = {name for name in before if before[name] is dataclasses.MISSING}
+        if differing := sorted(missing | (values.keys() - fields)):
             raise ValueError(
                 f"{path}: written by a version of iqmjx with other settings "
                 f"({', '.join(differing)}); use that version, or train anew"
             )
-        return Resolved(Config(**settings), content["preset"], content["sources"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        config = Config.of(values | before)
+        sources = {name: sources.get(name, _EARLIER) for name in fields}
+        return Resolved(config, content["preset"], sources)
+    except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from error
+
+
+def _flat(saved: dict[str, Any]) -> dict[str, Any]:
+    """The values in a config.json by flag name, as of now."""
+    if "algorithm" in saved:
+        own = saved["algorithm"]
+        return {name: saved[name] for name in saved if name != "algorithm"} | own
+    return _from_flat_file(saved)
+
+
+def _from_flat_file(saved: dict[str, Any]) -> dict[str, Any]:
+    """The values of a file from when all algorithms shared one flat list of settings.
+
+    Residual methods went by their names then.
+    """
+    if saved["algo"] == "sac":
+        return {name: saved[name] for name in saved if name not in _UNREAD_BY_SAC}
+    values = saved | {"residual": saved["algo"] in ("pcl", "trust_pcl")}
+    if "scaled_softmax" in values:
+        values["softmax"] = "shared" if values.pop("scaled_softmax") else "raw"
+    return values
 
 
 def merge(saved: Resolved, given: dict[str, Any], folder: Path) -> Resolved:
     """The settings to resume with: the saved ones, their schedule open to change.
 
+    Args:
+        saved: the run's settings.
+        given: values that the user gave, by flag name.
+        folder: the run's, for messages.
+
     Raises:
         ValueError: where a given value differs in what the run computes.
     """
-    config = dataclasses.replace(saved.config, **given)  # normalizes and validates
+    before = saved.config.flat()
+    # Another algorithm has other settings; that it is another is said below.
+    rest = {name: given[name] for name in given if name != "algo"}
+    config = Config.of(before | rest)  # normalizes and validates
+    after = config.flat() | {"algo": given.get("algo", before["algo"])}
     changed = {
-        name: (getattr(saved.config, name), getattr(config, name))
+        name: (before[name], after[name])
         for name in given
-        if getattr(saved.config, name) != getattr(config, name)
+        if before[name] != after[name]
     }
     conflicts = [
         f"{name} was {was}, given {now}"
