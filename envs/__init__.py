@@ -24,7 +24,7 @@ REGISTRY: dict[str, type[Env]] = {
     env.name: env for env in _LOCOMOTION + _ADROIT + _SPARSE
 }
 
-__all__ = ["REGISTRY", "Env", "State", "make", "resolve"]
+__all__ = ["REGISTRY", "Env", "State", "episode_length", "make", "resolve"]
 
 
 def resolve(name: str) -> str:
@@ -41,6 +41,15 @@ def resolve(name: str) -> str:
     hint = f"did you mean {' or '.join(close)}?" if close else "there are"
     known = "" if close else f" {', '.join(REGISTRY)}"
     raise ValueError(f"--env {name}: no such task; {hint}{known}")
+
+
+def episode_length(name: str) -> int:
+    """A task's own time limit, in control steps.
+
+    Raises:
+        ValueError: for an unknown task.
+    """
+    return REGISTRY[resolve(name)].episode_length
 
 
 def make(name: str, physics: str = "auto", num_worlds: int = 1) -> Env:

@@ -139,6 +139,10 @@ class Env(abc.ABC):
         """MuJoCo's `ctrl`, in the actuators' units, for a control in [-1, 1]."""
         return self._ctrl_center + self._ctrl_scale * control
 
+    def for_worlds(self, num_worlds: int) -> Env:
+        """The same task on the same engine, for another number of worlds."""
+        return type(self)(self.physics.name, num_worlds)
+
     @property
     def observation_size(self) -> int:
         """O, the number of entries of an observation."""

@@ -4,189 +4,163 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from iqmjx import envs
 from iqmjx.envs import physics as engines
-
-ALGORITHMS = ("iq", "m_iq", "pcl", "trust_pcl", "sac")
-POLICIES = ("multicategorical", "autoregressive", "gaussian", "flow", "tanh_gaussian")
-
-
-def _setting(default: Any, help: str) -> Any:
-    """A dataclass field that knows what its flag's help says."""
-    return dataclasses.field(default=default, metadata={"help": help})
+from iqmjx.settings import check, refuse, setting
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The settings of a run; the names are those of the command's flags.
+    """The settings of a run: those that every run has, and its algorithm's own.
+
+    Their names are those of the command's flags, where the algorithm's stand beside the
+    others (`Config.of`, `Config.flat`).
+
+    Attributes:
+        algorithm: an instance of the algorithm class's `Settings`.
 
     Raises:
         ValueError: on construction, where a value is out of range or two do not fit
             together; the message names the flag and the fix.
     """
 
-    env: str = _setting("humanoid", "Task, in any spelling (humanoid, Humanoid-v5).")
-    algo: str = _setting(
+    env: str = setting("humanoid", "Task, in any spelling (humanoid, Humanoid-v5).")
+    algo: str = setting(
         "iq",
-        "iq, m_iq (IQ with munchausen 0.9), pcl and trust_pcl (residual methods, with "
-        "munchausen 0 and 0.9), or sac.",
+        "iq, m_iq (IQ with munchausen 0.9), pcl and trust_pcl (IQ with residual, and "
+        "with munchausen 0 and 0.9), sac, or package.module:Class.",
     )
-    seed: int = _setting(0, "Seed of everything random in the run.")
-    physics: str = _setting(
+    seed: int = setting(0, "Seed of everything random in the run.", at_least=0)
+    num_seeds: int = setting(
+        1,
+        "Independent agents trained in one program, from --seed on.",
+        at_least=1,
+        before=1,
+    )
+    physics: str = setting(
         "auto",
         "Engine: native, mjx, warp, or auto by platform (CPU: native, CUDA: warp).",
     )
 
-    num_seeds: int = _setting(1, "Independent agents in one program, from --seed on.")
-    num_shards: int = _setting(1, "Shards.")
-    num_timesteps: int = _setting(
-        2_000_000, "Env steps to train for; rounded up to whole chunks."
+    num_timesteps: int = setting(
+        2_000_000, "Env steps to train for; rounded up to whole chunks.", at_least=1
     )
-    num_envs: int = _setting(128, "N, parallel worlds.")
-    episode_length: int = _setting(1000, "Time limit, control steps.")
-    chunk_steps: int = _setting(
-        64, "T, vector steps in one call of the compiled program."
+    num_envs: int = setting(128, "N, parallel worlds.", at_least=1)
+    num_shards: int = setting(
+        0,
+        "Parts that worlds and replay are divided into, a multiple of the number of "
+        "devices; what is learned depends on it, not on the devices. 0: one per "
+        "device.",
+        at_least=0,
+        before=1,
+    )
+    episode_length: int = setting(1000, "Time limit, control steps.", at_least=1)
+    chunk_steps: int = setting(
+        64, "T, vector steps in one call of the compiled program.", at_least=1
     )
 
-    batch_size: int = _setting(256, "B, transitions in one update.")
-    grad_updates_per_step: int = _setting(8, "K, updates per vector step.")
-    min_replay_size: int = _setting(
-        8192, "Transitions gathered with random actions before learning starts."
+    batch_size: int = setting(256, "B, transitions in one update.", at_least=1)
+    grad_updates_per_step: int = setting(8, "K, updates per vector step.", at_least=1)
+    min_replay_size: int = setting(
+        8192,
+        "Transitions gathered with random actions before learning starts.",
+        at_least=0,
     )
-    exploration_steps: int = _setting(
+    exploration_steps: int = setting(
         2**17,
-        "Transitions over which the share of random actions falls from 1 to 0.",
+        "Env steps over which the share of random actions falls from 1 to 0.",
+        at_least=0,
     )
-    max_replay_size: int = _setting(
-        2**20, "C, replay capacity in transitions; a multiple of num_envs."
+    max_replay_size: int = setting(
+        2**20,
+        "C, replay capacity in transitions; a multiple of num_envs.",
+        at_least=1,
     )
-
-    learning_rate: float = _setting(3e-4, "Adam's step size.")
-    anneal_learning_rate: bool = _setting(
-        False,
-        "Let Adam's step size fall linearly, to 0 at the end of training; resuming "
-        "with more --num_timesteps raises it again.",
-    )
-    discounting: float = _setting(
-        0.99, "Discount per control step (the paper's gamma)."
-    )
-    temperature: float = _setting(
-        0.01,
-        "Entropy temperature, in units of reward (the paper's tau); the first one "
-        "where --target_entropy adapts it.",
-    )
-    target_entropy: float = _setting(
-        0.0,
-        "Entropy that the temperature adapts to, as a share of the uniform policy's; "
-        "0: constant temperature.",
-    )
-    munchausen: float = _setting(
-        0.0, "Weight of the log-policy in the target, in [0, 1] (the paper's alpha)."
-    )
-    target_rate: float = _setting(
-        0.005, "Polyak rate of the target networks per update (the paper's lambda)."
-    )
-
-    average_rate: float = _setting(
-        2e-4,
-        "Polyak rate per update of the average policy, which greedy evaluations play; "
-        "1: the newest policy.",
-    )
-
-    policy: str = _setting(
-        "multicategorical",
-        "Policy class: multicategorical, autoregressive, gaussian or flow; SAC's is "
-        "tanh_gaussian.",
-    )
-    num_bins: int = _setting(11, "n, bins per action dimension.")
-    hidden_sizes: tuple[int, ...] = _setting(
-        (256, 256), "Widths of the hidden layers of each network."
-    )
-    scaled_softmax: bool = _setting(
-        True,
-        "pi = softmax(advantage_scale / A * F / temperature), A action dimensions "
-        "(paper Sec. 3.3), rather than softmax(F).",
-    )
-    advantage_scale: float = _setting(
-        0.1,
-        "Of the policy network's outputs in the scaled softmax, divided among the "
-        "action dimensions: the lower, the slower the advantage learns beside the "
-        "value (the paper: A).",
-    )
-    num_value_networks: int = _setting(
-        1,
-        "Value networks beside IQ's policy; the lowest of their target values "
-        "bootstraps.",
-    )
-    value_scale: float = _setting(
-        1.0,
-        "Of the value network's output (SAC: the critics'), in units of reward: near "
-        "the size of values, its weights need not grow to reach them.",
-    )
-    layer_norm: bool = _setting(True, "LayerNorm in the hidden layers.")
-    zero_last_layer: bool = _setting(
-        True, "Start the policy's output layer at zero: a uniform policy."
-    )
-    normalize_observations: bool = _setting(
+    normalize_observations: bool = setting(
         True, "Normalize observations by their running mean and variance."
     )
 
-    num_evals: int = _setting(
+    num_evals: int = setting(
         10,
         "Evaluations, the first before training and the last at its end; 0 for none.",
+        at_least=0,
     )
-    num_eval_envs: int = _setting(
-        16, "M, episodes per evaluation, for each of the two modes of acting."
+    num_eval_envs: int = setting(
+        16,
+        "M, episodes per evaluation, for each of the two modes of acting.",
+        at_least=1,
     )
-    num_checkpoints: int = _setting(
+    num_checkpoints: int = setting(
         4,
         "Checkpoints of the whole state, the last at the end of training; 0 for none.",
+        at_least=0,
+    )
+    loggers: tuple[str, ...] = setting(
+        ("tensorboard",),
+        "Where metrics go besides metrics.jsonl: names, or package.module:Class.",
+        before=("tensorboard",),
     )
 
+    algorithm: Any = dataclasses.field(kw_only=True)
+
     def __post_init__(self):
+        check(self)
         object.__setattr__(self, "env", envs.resolve(self.env))
         object.__setattr__(self, "physics", engines.resolve(self.physics))
-        object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))
-        _choice("algo", self.algo, ALGORITHMS)
-        _choice("policy", self.policy, POLICIES)
-        if (self.algo == "sac") != (self.policy == "tanh_gaussian"):
-            mine = "tanh_gaussian" if self.algo == "sac" else ", ".join(POLICIES[:-1])
-            _refuse("policy", self.policy, f"--algo {self.algo} takes {mine}")
-        if self.algo == "sac" and (self.munchausen or self.target_entropy):
-            name = "munchausen" if self.munchausen else "target_entropy"
-            _refuse(name, getattr(self, name), "--algo sac does not have it: give 0")
-        for name in _POSITIVE:
-            if not getattr(self, name) > 0 or not math.isfinite(getattr(self, name)):
-                _refuse(name, getattr(self, name), "give a number above 0")
-        for name in _NOT_NEGATIVE:
-            if getattr(self, name) < 0:
-                _refuse(name, getattr(self, name), "give 0 or more")
-        for name in (
-            "munchausen",
-            "discounting",
-            "target_rate",
-            "average_rate",
-            "target_entropy",
-        ):
-            if not 0 <= getattr(self, name) <= 1:
-                _refuse(name, getattr(self, name), "give a number from 0 to 1")
-        if not self.hidden_sizes or min(self.hidden_sizes) < 1:
-            _refuse("hidden_sizes", self.hidden_sizes, "give widths of 1 or more")
-        if not 2 <= self.num_bins <= 127:
-            _refuse("num_bins", self.num_bins, "give 2 to 127 (stored as int8)")
+        kind = _settings_class(self.algo)
+        if not isinstance(self.algorithm, kind):
+            refuse("algo", self.algo, f"its settings are a {kind.__qualname__}")
         if self.max_replay_size % self.num_envs:
-            fit = max(self.max_replay_size // self.num_envs, 1) * self.num_envs
-            _refuse(
-                "max_replay_size",
-                self.max_replay_size,
-                f"it must be a multiple of --num_envs {self.num_envs}, such as {fit}",
+            fix = f"it must be a multiple of --num_envs {self.num_envs}, such as"
+            refuse("max_replay_size", self.max_replay_size, f"{fix} {self._whole()}")
+        if self.min_replay_size > self.max_replay_size:
+            limit = f"--max_replay_size {self.max_replay_size}"
+            refuse("min_replay_size", self.min_replay_size, f"give at most {limit}")
+        divided = math.gcd(self.num_envs, self.batch_size)  # replay is, by num_envs
+        if self.num_shards and divided % self.num_shards:
+            fit = next(n for n in range(self.num_shards, 0, -1) if not divided % n)
+            refuse(
+                "num_shards",
+                self.num_shards,
+                f"it must divide --num_envs {self.num_envs} and --batch_size "
+                f"{self.batch_size}, as {fit} does",
             )
-        for name in ("min_replay_size", "exploration_steps"):
-            if getattr(self, name) > self.max_replay_size:
-                limit = f"--max_replay_size {self.max_replay_size}"
-                _refuse(name, getattr(self, name), f"it must be at most {limit}")
+
+    def _whole(self) -> int:
+        """A replay capacity of whole inserts that holds min_replay_size."""
+        fit = self.max_replay_size // self.num_envs
+        least = -(-max(self.min_replay_size, 1) // self.num_envs)
+        return max(fit, least) * self.num_envs
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Config:
+        """A config of flat values, by flag name; the other settings are the defaults.
+
+        Raises:
+            ValueError: for a setting that the run's algorithm does not have, and as the
+                class.
+        """
+        algo = values.get("algo", cls.algo)
+        known = setting_fields(algo)
+        for name in values:
+            if name not in known:
+                has = ", ".join(own_fields(algo))
+                fix = f"--algo {algo} does not have it; its settings: {has}"
+                refuse(name, values[name], fix)
+        own = {name: values[name] for name in own_fields(algo) if name in values}
+        shared = {name: values[name] for name in values if name not in own}
+        return cls(**shared, algorithm=_settings_class(algo)(**own))
+
+    def flat(self) -> dict[str, Any]:
+        """All settings by flag name, the algorithm's among them."""
+        own = own_fields(self.algo)
+        return {
+            name: getattr(self.algorithm if name in own else self, name)
+            for name in setting_fields(self.algo)
+        }
 
     @property
     def env_steps_per_chunk(self) -> int:
@@ -224,38 +198,33 @@ class Config:
         return self.grad_updates_per_step * self.batch_size / self.num_envs
 
 
-_POSITIVE = (
-    "num_timesteps",
-    "num_envs",
-    "episode_length",
-    "chunk_steps",
-    "batch_size",
-    "grad_updates_per_step",
-    "max_replay_size",
-    "learning_rate",
-    "temperature",
-    "advantage_scale",
-    "value_scale",
-    "num_value_networks",
-    "num_eval_envs",
-)
-_NOT_NEGATIVE = (
-    "seed",
-    "min_replay_size",
-    "exploration_steps",
-    "num_evals",
-    "num_checkpoints",
-)
-
-# Settings that say when a run is looked at or ends, not what it learns on the way
-# (but for an annealed learning rate, which reaches 0 at num_timesteps).
-SCHEDULE = ("num_timesteps", "num_evals", "num_checkpoints")
+SCHEDULE = ("num_timesteps", "num_evals", "num_checkpoints", "loggers")
+"""Settings that say when a run ends, and when and where it is looked at: not what it
+learns on the way (but for an annealed learning rate, which reaches 0 at num_timesteps).
+"""
 
 
-def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        _refuse(name, value, f"choose one of {', '.join(choices)}")
+def setting_fields(algo: str) -> dict[str, dataclasses.Field[Any]]:
+    """The settings of a run with an algorithm, by flag name: Config's, then its own.
+
+    Raises:
+        ValueError: for an unknown algorithm, or one with a setting of Config's name.
+    """
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    del fields["algorithm"]
+    own = own_fields(algo)
+    if taken := sorted(fields.keys() & own):
+        reason = f"its settings have names that every run has: {', '.join(taken)}"
+        refuse("algo", algo, reason)
+    return fields | own
 
 
-def _refuse(name: str, value, fix: str) -> None:
-    raise ValueError(f"--{name} {value}: {fix}")
+def own_fields(algo: str) -> dict[str, dataclasses.Field[Any]]:
+    """The settings that an algorithm has of its own, by flag name."""
+    return {field.name: field for field in dataclasses.fields(_settings_class(algo))}
+
+
+def _settings_class(algo: str) -> type[Any]:
+    from iqmjx import agents  # which are built from a Config
+
+    return agents.find(algo).Settings

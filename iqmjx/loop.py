@@ -27,7 +27,6 @@ from iqmjx.normalize import Normalizer
 from iqmjx.parallel import BY_SEED, BY_SHARD, SAME, Layout, Shards
 from iqmjx.replay import ReplayState, Transition
 
-
 _STREAM = 0
 """Folded into a run's seed for training; evaluation has another stream."""
 

@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from iqmjx.config import Config
+
+class Settings(Protocol):
+    """What is read here of an algorithm's settings."""
+
+    @property
+    def hidden_sizes(self) -> tuple[int, ...]:
+        """Widths of the hidden layers."""
+        ...
+
+    @property
+    def layer_norm(self) -> bool:
+        """LayerNorm in the hidden layers."""
+        ...
+
+    @property
+    def zero_last_layer(self) -> bool:
+        """Start a policy's output layer at zero."""
+        ...
+
+    @property
+    def value_scale(self) -> float:
+        """Scale of a value network's output, in units of reward."""
+        ...
 
 
 class MLP(nn.Module):
@@ -43,20 +66,23 @@ class MLP(nn.Module):
         return self.output_scale * outputs
 
 
-def of_policy(config: Config, num_outputs: int) -> MLP:
-    """A policy's network, as a config asks for it."""
+def of_policy(settings: Settings, num_outputs: int) -> MLP:
+    """A policy's network, as an algorithm's settings ask for it."""
     return MLP(
-        config.hidden_sizes, num_outputs, config.layer_norm, config.zero_last_layer
+        settings.hidden_sizes,
+        num_outputs,
+        settings.layer_norm,
+        settings.zero_last_layer,
     )
 
 
-def of_context(config: Config, num_outputs: int) -> MLP:
-    """A network whose outputs the rest of a policy reads, as a config asks for it."""
-    return MLP(config.hidden_sizes, num_outputs, config.layer_norm)
+def of_context(settings: Settings, num_outputs: int) -> MLP:
+    """A network whose outputs the rest of a policy reads, as settings ask for it."""
+    return MLP(settings.hidden_sizes, num_outputs, settings.layer_norm)
 
 
-def of_value(config: Config) -> MLP:
-    """The network of a value, V(s) or Q(s, a), as a config asks for it."""
+def of_value(settings: Settings) -> MLP:
+    """The network of a value, V(s) or Q(s, a), as the settings ask for it."""
     return MLP(
-        config.hidden_sizes, 1, config.layer_norm, output_scale=config.value_scale
+        settings.hidden_sizes, 1, settings.layer_norm, output_scale=settings.value_scale
     )

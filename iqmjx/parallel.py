@@ -7,11 +7,11 @@ into its own ring of C/G rows, and gives B/G rows to each batch. So arrays begin
     learner, normalizer, keys   [S, ...]
     worlds, replay              [S, G, ...]
 
-The training step is written for one shard of one seed. `Layout.over_all` runs it for all
-that a device owns, and `Layout.on_devices` on all devices: a mesh whose first axis takes seeds and
-whose second takes shards. A seed's learner is copied to every device of its row, and
-stays the same there, because gradients, observation moments and statistics are means
-over all shards.
+The training step is written for one shard of one seed. `Layout.over_all` runs it for
+all that a device owns, and `Layout.on_devices` on all devices: a mesh whose first axis
+takes seeds and whose second takes shards. A seed's learner is copied to every device of
+its row, and stays the same there, because gradients, observation moments and statistics
+are means over all shards.
 
 Random draws belong to a seed and a shard. So what is learned depends on the number of
 shards and not on the number of devices that they lie on, but for the rounding of sums.
@@ -164,30 +164,6 @@ class Layout:
         return jax.vmap(of_seed, **mapped((BY_SEED, BY_SHARD), self.own_seeds))
 
 
-def fit_shards(num_seeds: int, num_shards: int) -> int:
-    """Shards for the devices that there are: those given, or one for each device."""
-    per_seed = jax.device_count() // math.gcd(num_seeds, jax.device_count())
-    return per_seed if num_shards % per_seed else num_shards
-
-
-def gather(value: np.ndarray) -> np.ndarray:
-    """Every process's value, stacked; all processes must call it."""
-    if jax.process_count() == 1:
-        return value[None]
-    return multihost_utils.process_allgather(value)
-
-
-def to_host(tree: Any) -> Any:
-    """Whole arrays as NumPy's, on every process; all processes must call it."""
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-    return multihost_utils.process_allgather(tree, tiled=True)
-
-
-def _is_spec(leaf: Any) -> bool:
-    return isinstance(leaf, PartitionSpec)
-
-
 def make_layout(
     num_seeds: int, num_shards: int, devices: Sequence[jax.Device] | None = None
 ) -> Layout:
@@ -233,25 +209,3 @@ def to_host(tree: Any) -> Any:
 
 def _is_spec(leaf: Any) -> bool:
     return isinstance(leaf, PartitionSpec)
-
-
-def make_layout(
-    num_seeds: int, num_shards: int, devices: Sequence[jax.Device] | None = None
-) -> Layout:
-    """Lays seeds and shards on devices, all of them where none are given.
-
-    The mesh has as many rows as seeds and devices allow, and the shards of a seed lie
-    along a row; 0 shards are as many as the row has devices.
-
-    Raises:
-        ValueError: where shards cannot be divided among the devices of a row.
-    """
-    devices = jax.devices() if devices is None else devices
-    rows = math.gcd(num_seeds, len(devices))
-    mesh = Mesh(np.array(devices).reshape(rows, -1), (_SEEDS, _SHARDS))
-    if num_shards % mesh.shape[_SHARDS]:
-        raise ValueError(
-            f"--num_shards {num_shards}: it must be a multiple of "
-            f"{mesh.shape[_SHARDS]}, the number of devices of one seed"
-        )
-    return Layout(mesh, num_seeds, num_shards)

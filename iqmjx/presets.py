@@ -1,127 +1,221 @@
-"""Tuned settings, as plain Python: what a preset changes from `Config`'s defaults.
+"""Tuned settings, as plain Python: what presets, tasks and algorithms change.
 
-Later layers win: defaults, then the task's time limit, then the preset, then its
-settings for the task, then the algorithm, then the preset's for that algorithm on that
-task, then the flags. launch/results/recipe.md has the runs that the numbers come from.
+A run's settings come from the defaults, then the task's own time limit, then each layer
+of LAYERS whose conditions hold, then the flags; later ones win. Layers hold settings by
+flag name. What is an algorithm's own is conditioned on it, so that an algorithm from
+elsewhere begins with its own defaults. launch/results/recipe.md has the runs that the
+numbers come from.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from iqmjx import envs
-from iqmjx.config import Config
+from iqmjx.config import Config, setting_fields
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS = ("cpu", "gpu", "paper")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """Settings, and the runs that they are for; None: for any."""
+
+    settings: Mapping[str, Any]
+    preset: tuple[str, ...] | None = None
+    task: tuple[str, ...] | None = None
+    algo: tuple[str, ...] | None = None
+
+    def applies(self, preset: str, task: str, algo: str) -> bool:
+        """Whether the conditions hold."""
+        pairs = ((self.preset, preset), (self.task, task), (self.algo, algo))
+        return all(wanted is None or name in wanted for wanted, name in pairs)
+
+    def source(self, preset: str, task: str, algo: str) -> str:
+        """What to call the layer as a value's source: `preset cpu, task hopper`."""
+        named = {"preset": preset, "task": task, "algo": algo}
+        return ", ".join(f"{n} {named[n]}" for n in named if getattr(self, n))
+
+
+_IQ = ("iq", "m_iq", "pcl", "trust_pcl")
+_ALL = (*_IQ, "sac")
+_ADROIT = (
+    *("door", "hammer", "pen", "relocate"),
+    *("doorsparse", "hammersparse", "pensparse", "relocatesparse"),
+)
+_LONGER_REPLAY = {"exploration_steps": 2**17, "max_replay_size": 2**17}
+
+_CPU_AND_GPU = (
     # Few worlds, small batches: on a CPU the updates are what time goes into, and two
     # of 128 did better than one of 256 (one seed: launch/results/halfcheetah.md).
-    # The target entropy is, in bins, about that of SAC's -1 nat per dimension. Where
-    # there are falls, the value stays attainable only on data as fresh as the short
-    # replay's. Value and advantage learn in proportion to their sizes.
-    "cpu": {
-        "learning_rate": 1e-3,
-        "anneal_learning_rate": True,
-        "num_envs": 128,
-        "grad_updates_per_step": 16,
-        "batch_size": 128,
-        "temperature": 0.1,
-        "target_entropy": 0.3,
-        "exploration_steps": 2**15,
-        "max_replay_size": 2**15,
-        "advantage_scale": 1.0,
-        "value_scale": 30.0,
-    },
+    # Where there are falls, the value stays attainable only on data as fresh as the
+    # short replay's.
+    Layer(
+        preset=("cpu",),
+        settings={
+            "num_envs": 128,
+            "grad_updates_per_step": 16,
+            "batch_size": 128,
+            "exploration_steps": 2**15,
+            "max_replay_size": 2**15,
+        },
+    ),
     # Many worlds, large batches: on a GPU both cost little more than small ones. What
     # learned on CPUs is carried over (the replay in steps of each world, 256) and
     # learns humanoid at this scale (launch/results/gpu.md); nothing is tuned here yet.
-    "gpu": {
-        "learning_rate": 1e-3,
-        "anneal_learning_rate": True,
-        "temperature": 0.1,
-        "target_entropy": 0.3,
-        "advantage_scale": 1.0,
-        "value_scale": 30.0,
-        "num_envs": 4096,
-        "num_timesteps": 20_000_000,
-        "grad_updates_per_step": 16,
-        "batch_size": 8192,
-        "target_rate": 0.02,
-        "average_rate": 1e-3,
-        "min_replay_size": 2**17,
-        "exploration_steps": 2**20,
-        "max_replay_size": 2**20,
-        "num_eval_envs": 64,
-    },
-    # The paper's setting (Sec. 6): plain networks, one update of 256 per env step.
-    "paper": {
-        "num_envs": 1,
-        "num_timesteps": 20_000_000,
-        "chunk_steps": 1000,
-        "batch_size": 256,
-        "grad_updates_per_step": 1,
-        "min_replay_size": 10_000,
-        "max_replay_size": 1_000_000,
-        "exploration_steps": 0,
-        "average_rate": 1.0,
-        "scaled_softmax": False,
-        "layer_norm": False,
-        "zero_last_layer": False,
-        "normalize_observations": False,
-    },
-}
-
-_LONGER_REPLAY = {"exploration_steps": 2**17, "max_replay_size": 2**17}
-
-TASKS: dict[tuple[str, str], dict[str, Any]] = {
-    ("cpu", "halfcheetah"): {"learning_rate": 2e-3, **_LONGER_REPLAY},
+    Layer(
+        preset=("gpu",),
+        settings={
+            "num_envs": 4096,
+            "num_timesteps": 20_000_000,
+            "grad_updates_per_step": 16,
+            "batch_size": 8192,
+            "min_replay_size": 2**17,
+            "exploration_steps": 2**20,
+            "max_replay_size": 2**20,
+            "num_eval_envs": 64,
+        },
+    ),
+    Layer(
+        preset=("cpu", "gpu"),
+        algo=_ALL,
+        settings={"learning_rate": 1e-3, "anneal_learning_rate": True},
+    ),
+    Layer(
+        preset=("gpu",),
+        algo=_ALL,
+        settings={"target_rate": 0.02, "average_rate": 1e-3},
+    ),
+    # The target entropy is, in bins, about that of SAC's -1 nat per dimension. Value
+    # and advantage learn in proportion to their sizes.
+    Layer(
+        preset=("cpu", "gpu"),
+        algo=_IQ,
+        settings={
+            "temperature": 0.1,
+            "target_entropy": 0.3,
+            "advantage_scale": 1.0,
+            "value_scale": 30.0,
+        },
+    ),
+    Layer(preset=("cpu",), task=("halfcheetah", "walker2d"), settings=_LONGER_REPLAY),
+    Layer(
+        preset=("cpu",),
+        task=("halfcheetah",),
+        algo=_ALL,
+        settings={"learning_rate": 2e-3},
+    ),
     # Discounted by 0.99, a faster gait that falls after 500 steps is worth as much.
-    ("cpu", "hopper"): {"discounting": 0.995},
-    ("cpu", "walker2d"): _LONGER_REPLAY,
+    Layer(
+        preset=("cpu",),
+        task=("hopper",),
+        algo=_ALL,
+        settings={"discounting": 0.995},
+    ),
     # Its physics costs five times the cheetah's, an update twice: more worlds and fewer
     # updates for each keep the env-step rate at about 1,600 on two cores. As the
     # learning rate nears 0 the policy gets worse, but not its average over 20k updates.
-    ("cpu", "humanoid"): {
-        "num_envs": 256,
-        "chunk_steps": 32,
-        "grad_updates_per_step": 12,
-        "average_rate": 5e-5,
-    },
-    # The paper's for the Adroit hand.
-    **{
-        ("paper", task): {"temperature": 1e-3, "learning_rate": 3e-5}
-        for task in ("door", "hammer", "pen", "relocate")
-    },
-}
+    Layer(
+        preset=("cpu",),
+        task=("humanoid",),
+        settings={"num_envs": 256, "chunk_steps": 32, "grad_updates_per_step": 12},
+    ),
+    Layer(
+        preset=("cpu",),
+        task=("humanoid",),
+        algo=_ALL,
+        settings={"average_rate": 5e-5},
+    ),
+)
 
-ALGORITHMS: dict[str, dict[str, Any]] = {
-    "iq": {},
-    # Its entropy weighs (1 - munchausen) * temperature: at the same entropy temperature
-    # and advantages are ten times IQ's.
-    "m_iq": {"munchausen": 0.9, "advantage_scale": 1.0, "value_scale": 1.0},
-    # The paper's temperature for them.
-    "pcl": {"temperature": 1e-4, "target_entropy": 0.0},
-    "trust_pcl": {"munchausen": 0.9, "temperature": 1e-4, "target_entropy": 0.0},
-    "sac": {
-        "policy": "tanh_gaussian",
-        "temperature": 1.0,
-        "target_entropy": 0.0,
-        "value_scale": 1.0,  # as published
-    },
-}
+# The paper's settings (Sec. 6), every one that shapes learning, so that no default
+# does. What the paper does not give is SAC's (Haarnoja et al. 2018b), as it says.
+# Its scores are means over 20 seeds: --num_seeds 20.
+_PAPER = (
+    Layer(
+        preset=("paper",),
+        settings={
+            "num_timesteps": 20_000_000,
+            "num_envs": 1,
+            "num_shards": 1,
+            "chunk_steps": 1000,
+            "batch_size": 256,
+            "grad_updates_per_step": 1,
+            "min_replay_size": 10_000,
+            "exploration_steps": 0,
+            "max_replay_size": 1_000_000,
+            "normalize_observations": False,
+        },
+    ),
+    Layer(
+        preset=("paper",),
+        algo=_ALL,
+        settings={
+            "learning_rate": 3e-4,
+            "anneal_learning_rate": False,
+            "discounting": 0.99,
+            "target_rate": 0.005,
+            "average_rate": 1.0,
+            "hidden_sizes": (256, 256),
+            "layer_norm": False,
+            "zero_last_layer": False,
+            "value_scale": 1.0,
+        },
+    ),
+    # The softmax is Sec. 4's; with --softmax scaled it is Sec. 3.3's.
+    Layer(
+        preset=("paper",),
+        algo=_IQ,
+        settings={
+            "temperature": 0.01,
+            "target_entropy": 0.0,
+            "munchausen": 0.0,
+            "residual": False,
+            "policy": "multicategorical",
+            "num_bins": 11,
+            "softmax": "raw",
+            "advantage_scale": 1.0,
+            "num_value_networks": 1,
+        },
+    ),
+    Layer(preset=("paper",), algo=("sac",), settings={"temperature": 1.0}),
+    # Lower for IQ, and not for SAC. The value is ours: the paper gives none.
+    Layer(
+        preset=("paper",),
+        task=("humanoid", "walker2d"),
+        algo=_IQ,
+        settings={"learning_rate": 1e-4},
+    ),
+    Layer(preset=("paper",), task=_ADROIT, algo=_ALL, settings={"learning_rate": 3e-5}),
+    Layer(preset=("paper",), task=_ADROIT, algo=_IQ, settings={"temperature": 1e-3}),
+)
 
-ALGORITHMS_ON_TASKS: dict[tuple[str, str, str], dict[str, Any]] = {
+_ALGORITHMS = (
+    Layer(algo=("m_iq", "trust_pcl"), settings={"munchausen": 0.9}),
+    # M-IQ's entropy weighs (1 - munchausen) * temperature: at the same entropy
+    # temperature and advantages are ten times IQ's.
+    Layer(algo=("m_iq",), settings={"advantage_scale": 1.0, "value_scale": 1.0}),
+    # The paper's temperature for residual methods.
+    Layer(
+        algo=("pcl", "trust_pcl"),
+        settings={"residual": True, "temperature": 1e-4, "target_entropy": 0.0},
+    ),
     # A held pen is paid ten times what the five tasks pay for a step: so much larger
     # is all that has the rewards' unit.
-    (preset, "pen", "m_iq"): {
-        "value_scale": 300.0,
-        "advantage_scale": 10.0,
-        "temperature": 1.0,
-    }
-    for preset in ("cpu", "gpu")
-}
+    Layer(
+        preset=("cpu", "gpu"),
+        task=("pen",),
+        algo=("m_iq",),
+        settings={"value_scale": 300.0, "advantage_scale": 10.0, "temperature": 1.0},
+    ),
+)
+
+LAYERS = (*_CPU_AND_GPU, *_PAPER, *_ALGORITHMS)
+"""In order: later ones win."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,18 +224,18 @@ class Resolved:
 
     config: Config
     preset: str
-    sources: dict[str, str]  # field name -> default | task | preset | algo ... | flag
+    sources: dict[str, str]  # flag name -> default | task ... | preset ... | flag
 
 
-def resolve(given: dict[str, Any], preset: str = "auto") -> Resolved:
-    """Layers the preset, the task's and the algorithm's settings and the given values.
+def resolve(given: Mapping[str, Any], preset: str = "auto") -> Resolved:
+    """Layers what is set for the preset, the task and the algorithm, and given values.
 
     Args:
-        given: values the user gave, by Config field.
+        given: values the user gave, by flag name.
         preset: a name in PRESETS, or `auto`: gpu on GPUs and TPUs, else cpu.
 
     Raises:
-        ValueError: for an unknown preset, and as Config.
+        ValueError: for an unknown preset, and as Config.of.
     """
     if preset == "auto":
         preset = "cpu" if jax.default_backend() == "cpu" else "gpu"
@@ -149,21 +243,19 @@ def resolve(given: dict[str, Any], preset: str = "auto") -> Resolved:
         raise ValueError(f"--preset {preset}: choose one of auto, {', '.join(PRESETS)}")
     task = envs.resolve(given.get("env", Config.env))
     algo = given.get("algo", Config.algo)
-    settings = TASKS.get((preset, task.removesuffix("sparse")), {})
+    named = {"preset": preset, "task": task, "algo": algo}
     layers = [
-        (f"task {task}", {"episode_length": envs.REGISTRY[task].episode_length}),
-        (f"preset {preset}", PRESETS[preset]),
-        (f"preset {preset}, task {task}", settings),
-        (f"algo {algo}", ALGORITHMS.get(algo, {})),
-        (
-            f"preset {preset}, task {task}, algo {algo}",
-            ALGORITHMS_ON_TASKS.get((preset, task, algo), {}),
+        (f"task {task}", {"episode_length": envs.episode_length(task)}),
+        *(
+            (layer.source(**named), layer.settings)
+            for layer in LAYERS
+            if layer.applies(**named)
         ),
         ("flag", given),
     ]
     values: dict[str, Any] = {}
-    sources = {field.name: "default" for field in dataclasses.fields(Config)}
+    sources = dict.fromkeys(setting_fields(algo), "default")
     for source, layer in layers:
         values.update(layer)
         sources.update(dict.fromkeys(layer, source))
-    return Resolved(Config(**values), preset, sources)
+    return Resolved(Config.of(values), preset, sources)

@@ -12,7 +12,7 @@ without() { # NAME FLAGS [ALGORITHM [SEEDS]]
 
 without nothing "" iq 0,1
 without layer-norm --nolayer_norm
-without scaled-softmax --noscaled_softmax
+without scaled-softmax "--softmax raw"
 without normalization --nonormalize_observations
 without exploration "--exploration_steps 0"
 without zero-last-layer --nozero_last_layer iq 0,1

@@ -15,7 +15,6 @@ line says how many CPUs it had.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import os
@@ -156,7 +155,7 @@ def _run(task: str, algo: str, seed: int, folder: Path) -> list[dict]:
         "command": " ".join(["python", *command]),
         "commit": commit,
         "preset": saved.preset,
-        "config": dataclasses.asdict(saved.config),
+        "config": saved.config.flat(),
         "cpus": len(os.sched_getaffinity(0)) if _CAN_PIN else os.cpu_count(),
         "versions": json.loads((folder / "config.json").read_text())["versions"],
         "date": time.strftime("%Y-%m-%d"),

@@ -187,18 +187,6 @@ def test_config_is_saved_with_sources_and_versions(whole):
     assert content["versions"]["jax"] == jax.__version__
 
 
-@pytest.mark.parametrize("differing", ["average_rate", "no_such_setting"])
-def test_a_run_of_another_version_is_refused_by_name(tmp_path, differing):
-    start(tmp_path)
-    path = tmp_path / "config.json"
-    content = json.loads(path.read_text())
-    if content["config"].pop(differing, None) is None:
-        content["config"][differing] = 1
-    path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=rf"other settings \({differing}\); use"):
-        run_folder.load(tmp_path)
-
-
 def test_resume_refuses_what_would_change_the_run(whole):
     folder, config = whole
     saved = run_folder.load(folder)

@@ -136,10 +136,18 @@ def test_scaled_softmax_is_in_units_of_reward():
 
 
 def test_action_dimensions_share_the_configured_scale():
-    scaled = make_agent(advantage_scale=0.25)
-    assert scaled.policy.advantage_scale == 0.25 / ACTIONS
-    raw = make_agent(advantage_scale=0.25, scaled_softmax=False)
-    assert raw.policy.advantage_scale is None
+    assert make_agent(advantage_scale=0.25).policy.advantage_scale == 0.25 / ACTIONS
+
+
+@pytest.mark.parametrize("policy", ["multicategorical", "flow", "gaussian"])
+def test_raw_scaled_and_shared_softmax(policy):
+    scales = {
+        softmax: make_agent(
+            policy=policy, advantage_scale=0.25, softmax=softmax
+        ).policy.advantage_scale
+        for softmax in ("raw", "scaled", "shared")
+    }
+    assert scales == {"raw": None, "scaled": 0.25, "shared": 0.25 / ACTIONS}
 
 
 def test_samples_follow_the_distribution():
@@ -226,6 +234,8 @@ def test_loss_gradient_is_the_hand_derived_one(networks):
 def test_pcl_bootstraps_from_the_value_it_trains(algo, munchausen):
     """Both ends of the error give V its gradient: the loss written out."""
     agent = make_agent(algo=algo)
+    same = make_agent(algo="iq", residual=True, munchausen=munchausen)
+    assert (same.residual, same.munchausen) == (agent.residual, agent.munchausen)
     learner = perturbed(agent.init(jax.random.key(0)))
     batch = make_batch()
 

@@ -82,12 +82,13 @@ def test_acts_uniformly_and_does_not_learn_until_min_replay_size():
 @pytest.mark.parametrize("algo", ["iq", "sac"])
 def test_annealed_step_size_is_zero_after_the_last_update(algo):
     """Of the networks and of the temperature."""
+    adapts = {} if algo == "sac" else {"target_entropy": 0.5}
     config = toys.config(
         algo=algo,
         anneal_learning_rate=True,
         min_replay_size=60,
         num_timesteps=96,
-        target_entropy=0.0 if algo == "sac" else 0.5,
+        **adapts,
     )
     setup = loop.make_setup(config)  # 3 chunks of 4 steps of 8 worlds
     assert config.num_updates == (3 * 4 - 7) * 2  # the 8th step has 60 transitions
@@ -115,7 +116,7 @@ def test_annealed_step_size_falls_linearly():
     adam, schedule = optimizer.init(params)
     half = schedule._replace(count=jnp.array(config.num_updates // 2))
     updates, _ = optimizer.update(gradients, (adam, half))
-    step = config.learning_rate / 2
+    step = config.algorithm.learning_rate / 2
     np.testing.assert_allclose(updates, [-step, step], rtol=1e-4)
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from iqmjx import policies
+from iqmjx import agents, policies
+from iqmjx.replay import Transition
 from tests import toys
 
 pytestmark = pytest.mark.usefixtures("no_rank_promotion")
@@ -22,7 +23,7 @@ CLASSES = ("multicategorical", "autoregressive", "gaussian", "flow")
 def make(name, action_size=2, **changes):
     settings = {"num_bins": 5, "hidden_sizes": (16,), "zero_last_layer": False}
     config = toys.config(policy=name, **settings | changes)
-    return policies.make(config, action_size)
+    return policies.make(config.algorithm, action_size)
 
 
 def trained(policy, spread=0.15):
@@ -46,10 +47,10 @@ def repeated(obs, count):
 
 
 @pytest.mark.parametrize("name", CLASSES[:2])
-@pytest.mark.parametrize("scaled", [True, False])
-def test_probabilities_add_up_and_the_soft_value_identity_holds(name, scaled):
+@pytest.mark.parametrize("softmax", ["raw", "scaled", "shared"])
+def test_probabilities_add_up_and_the_soft_value_identity_holds(name, softmax):
     """sum pi = 1, and temperature logsumexp(Q / temperature) = V, over 5^3 actions."""
-    policy = make(name, 3, scaled_softmax=scaled, advantage_scale=3.0)
+    policy = make(name, 3, softmax=softmax, advantage_scale=3.0)
     params, temperature = trained(policy), 0.3
     obs = jax.random.normal(jax.random.key(5), (OBS,))
     every = every_action(3, 5)
@@ -168,7 +169,7 @@ def test_flow_density_integrates_to_one(action_size):
 def test_the_flow_s_logits_follow_the_temperature():
     """scale / temperature times the logits, as if the last layer were that larger."""
     scaled = make("flow", advantage_scale=1.0)
-    plain = make("flow", scaled_softmax=False)
+    plain = make("flow", softmax="raw")
     params = trained(scaled)
     obs = jax.random.normal(jax.random.key(5), (50, OBS))
     action = scaled.random(jax.random.key(6), 50)
@@ -219,6 +220,36 @@ def test_flow_inverse_returns_its_input_and_the_same_density():
     np.testing.assert_allclose(again, density, atol=2e-4)
 
 
+def test_tanh_gaussian_density_integrates_to_one():
+    """In one dimension, where the atanh of the edge is far out."""
+    policy = make("tanh_gaussian", 1)
+    params = trained(policy)
+    obs = jax.random.normal(jax.random.key(5), (3, OBS))
+    fine = (np.arange(20_000) + 0.5) / 10_000 - 1
+    points = jnp.asarray(fine[:, None], jnp.float32)
+    for each in obs:
+        density = policy.log_prob(params, repeated(each, 20_000), points, 0.1)
+        total = np.exp(np.asarray(density, float)).sum() / 10_000
+        np.testing.assert_allclose(total, 1, atol=1e-3)
+        assert np.std(density) > 0.1
+
+
+def test_tanh_gaussian_log_prob_is_that_of_its_samples_at_any_temperature():
+    policy = make("tanh_gaussian", 3)
+    params = trained(policy)
+    obs = jax.random.normal(jax.random.key(5), (500, OBS))
+    action, log_prob = policy.sample_with_log_prob(params, obs, jax.random.key(6))
+    inner = np.abs(action).max(-1) < 0.999
+    assert inner.mean() > 0.8
+    for temperature in (0.1, 1.0):
+        again = policy.log_prob(params, obs, action, temperature)
+        np.testing.assert_allclose(again[inner], log_prob[inner], rtol=0, atol=2e-3)
+        sample = policy.sample(params, obs, jax.random.key(6), temperature)
+        np.testing.assert_array_equal(sample, action)
+    edge = policy.log_prob(params, obs, jnp.sign(action), 0.1)
+    assert np.isfinite(edge).all()
+
+
 def test_the_gaussian_s_implied_advantage_is_quadratic():
     """temperature log pi fitted by 1, a_i, a_i^2: the residual is rounding."""
     policy = make("gaussian", 3)
@@ -231,10 +262,12 @@ def test_the_gaussian_s_implied_advantage_is_quadratic():
     assert rank == 7 and np.sqrt(residual / 500) < 1e-4 < np.std(advantage)
 
 
-@pytest.mark.parametrize("scaled", [True, False])
-def test_scaled_gaussian_advantages_do_not_change_with_the_temperature(scaled):
+@pytest.mark.parametrize(
+    ("softmax", "scaled"), [("scaled", True), ("shared", True), ("raw", False)]
+)
+def test_scaled_gaussian_advantages_do_not_change_with_the_temperature(softmax, scaled):
     """temperature log pi(a) - temperature log pi(mean) is the same at 0.1 and 1."""
-    policy = make("gaussian", 3, scaled_softmax=scaled, advantage_scale=3.0)
+    policy = make("gaussian", 3, softmax=softmax, advantage_scale=3.0)
     params = trained(policy)
     obs = repeated(jax.random.normal(jax.random.key(5), (OBS,)), 20)
     actions = policy.random(jax.random.key(6), 20)
@@ -250,7 +283,7 @@ def test_scaled_gaussian_advantages_do_not_change_with_the_temperature(scaled):
     assert np.allclose(advantage(0.1), advantage(1.0), rtol=1e-3) == scaled
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", (*CLASSES, "tanh_gaussian"))
 def test_entropy_is_the_mean_of_minus_log_pi(name):
     policy = make(name)
     params = trained(policy)
@@ -318,11 +351,34 @@ def test_entropy_targets_mean_the_same_for_bins_and_densities():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"policy": "tanh_gaussian"}, "--policy tanh_gaussian: --algo iq takes multi"),
-        ({"algo": "sac", "policy": "flow"}, "--policy flow: --algo sac takes tanh_g"),
+        ({"algo": "sac", "policy": "flow"}, "--policy flow: --algo sac does not have"),
         ({"policy": "normal"}, "--policy normal: choose one of multicategorical, auto"),
+        ({"policy": "gausian"}, "--policy gausian: did you mean gaussian"),
+        ({"policy": "math:pi"}, "--policy math:pi: .*from_settings"),
     ],
 )
 def test_policies_that_do_not_fit_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         toys.config(**given)
+
+
+def test_iq_learns_with_sac_s_policy():
+    """Its actions at the edge of the box included, which only rounding makes."""
+    agent = agents.make(toys.config(policy="tanh_gaussian", target_entropy=0.3), OBS, 2)
+    keys = jax.random.split(jax.random.key(0), 4)
+    action = jnp.clip(2 * agent.act_random(keys[0], 64), -1, 1)
+    assert (jnp.abs(action) == 1).any()
+    batch = Transition(
+        obs=jax.random.normal(keys[1], (64, OBS)),
+        action=action,
+        reward=-jnp.square(action).sum(-1),
+        terminated=jnp.ones(64, bool),
+        next_obs=jnp.zeros((64, OBS)),
+    )
+    learner, losses = agent.init(keys[2]), []
+    update = jax.jit(agent.update)
+    for key in jax.random.split(keys[3], 300):
+        learner, statistics = update(learner, batch, key)
+        losses.append(statistics.loss)
+    assert np.isfinite(losses).all() and losses[-1] < 0.5 * losses[0]
+    assert learner.log_temperature != np.log(np.float32(0.1))

@@ -108,7 +108,8 @@ def entropy_bonuses(config):
     Uniform over 11 bins of 3 dimensions where all are as good, over the 5 on the right
     side of 0 where that matters. M-IQ's weight is (1 - munchausen) temperature.
     """
-    weight = (1 - config.munchausen) * config.temperature
+    settings = config.algorithm
+    weight = (1 - settings.munchausen) * settings.temperature
     bins = np.array([11 if sign is None else 5 for *_, sign in CASES])
     return weight * 3 * np.log(bins)
 

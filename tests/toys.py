@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from iqmjx import agents, presets
+from iqmjx import loop, presets
+from iqmjx.config import setting_fields
 from iqmjx.envs.base import State
 from iqmjx.envs.physics import PhysicsState
-from iqmjx import loop
 
 
 class Toy:
@@ -15,6 +15,9 @@ class Toy:
     def __init__(self, terminates=True):
         self.terminates = terminates
         self.physics = self
+
+    def for_worlds(self, num_worlds):
+        return self
 
     def scratch_bytes(self):
         return 0
@@ -28,7 +31,8 @@ class Toy:
             overflow=jnp.zeros((), jnp.int32),
             carry=carry,
         )
-        return State(world, obs, jnp.asarray(reward), done * 1.0)
+        info = {"overflow": world.overflow}
+        return State(world, obs, jnp.asarray(reward), done * 1.0, info=info)
 
 
 class Commanded(Toy):
@@ -82,11 +86,14 @@ named, so that tuning changes no test."""
 
 
 def config(**changes):
-    return presets.resolve(SMALL | changes, "cpu").config
+    """SMALL with changes; of SMALL, an algorithm gets the settings that it has."""
+    given = SMALL | changes
+    known = setting_fields(given.get("algo", "iq")).keys() | changes.keys()
+    given = {name: given[name] for name in given if name in known}
+    return presets.resolve(given, "cpu").config
 
 
 def toy_setup(env, **changes):
     """A Setup around a toy environment."""
     settings = config(**changes)
-    agent = agents.make(settings, env.observation_size, env.action_size)
     return loop.make_setup(settings, env)

@@ -1,13 +1,18 @@
-"""Agents: what acts and learns. The loop knows only this protocol."""
+"""Agents: what acts and learns. The loop knows only this protocol.
+
+An algorithm is a class of agents, with its settings. To add one, write the class, in a
+file here with a line in ALGORITHMS, or anywhere else: `--algo package.module:Class`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Protocol
 
 from jaxtyping import PRNGKeyArray
 
+from iqmjx import registry
 from iqmjx.acting import Actor
-from iqmjx.agents import iq, sac
 from iqmjx.config import Config
 from iqmjx.normalize import Normalizer
 from iqmjx.parallel import Shards
@@ -52,7 +57,48 @@ class Agent(Protocol):
         ...
 
 
+class Algorithm(Protocol):
+    """What a class of agents offers.
+
+    Attributes:
+        Settings: a frozen dataclass of the settings that only this algorithm has, with
+            a default for each. Its fields are flags, and an instance of it is
+            `config.algorithm`. It may extend `iqmjx.agents.base.Settings`.
+    """
+
+    Settings: type[Any]
+
+    def from_config(
+        self, config: Config, observation_size: int, action_size: int
+    ) -> Agent:
+        """Builds the agent of a run; a class method."""
+        ...
+
+
+ALGORITHMS: dict[str, str | type] = {
+    "iq": "iqmjx.agents.iq:ImplicitQ",
+    # IQ with other settings: see iqmjx.presets.
+    "m_iq": "iqmjx.agents.iq:ImplicitQ",
+    "pcl": "iqmjx.agents.iq:ImplicitQ",
+    "trust_pcl": "iqmjx.agents.iq:ImplicitQ",
+    "sac": "iqmjx.agents.sac:SoftActorCritic",
+}
+"""Names of algorithms, and where their classes are."""
+
+
+def find(algo: str) -> Algorithm:
+    """The class of an algorithm: a name in ALGORITHMS, or `package.module:Class`.
+
+    Raises:
+        ValueError: where there is none, or it has no Settings.
+    """
+    found = registry.find("algo", algo, ALGORITHMS)
+    if not dataclasses.is_dataclass(getattr(found, "Settings", None)):
+        raise ValueError(f"--algo {algo}: the class needs a dataclass named Settings")
+    return found
+
+
 def make(config: Config, observation_size: int, action_size: int) -> Agent:
-    """Builds the agent that `config.algo` names."""
-    kind = sac.SoftActorCritic if config.algo == "sac" else iq.ImplicitQ
+    """Builds the agent that a config describes."""
+    kind = find(config.algo)
     return kind.from_config(config, observation_size, action_size)

@@ -1,7 +1,8 @@
-"""What agents share: the steps of their parameters."""
+"""What agents share: settings, and the steps of their parameters."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,13 +11,68 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from iqmjx.config import Config
+from iqmjx.settings import check, refuse, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings that the algorithms here share.
+
+    Raises:
+        ValueError: on construction, naming the flag and the fix.
+    """
+
+    learning_rate: float = setting(3e-4, "Adam's step size.", above=0)
+    anneal_learning_rate: bool = setting(
+        False,
+        "Let Adam's step size fall linearly, to 0 at the end of training; resuming "
+        "with more --num_timesteps raises it again.",
+    )
+    discounting: float = setting(
+        0.99,
+        "Discount per control step (the paper's gamma).",
+        at_least=0,
+        at_most=1,
+    )
+    target_rate: float = setting(
+        0.005,
+        "Polyak rate of the target networks per update (the paper's lambda).",
+        at_least=0,
+        at_most=1,
+    )
+    average_rate: float = setting(
+        2e-4,
+        "Polyak rate per update of the average policy, which greedy evaluations play; "
+        "1: the newest policy.",
+        at_least=0,
+        at_most=1,
+    )
+    hidden_sizes: tuple[int, ...] = setting(
+        (256, 256), "Widths of the hidden layers of each network.", at_least=1
+    )
+    layer_norm: bool = setting(True, "LayerNorm in the hidden layers.")
+    zero_last_layer: bool = setting(
+        True, "Start the policy's output layer at zero: a uniform policy."
+    )
+    value_scale: float = setting(
+        1.0,
+        "Of the value network's output (SAC: the critics'), in units of reward: near "
+        "the size of values, its weights need not grow to reach them.",
+        above=0,
+    )
+
+    def __post_init__(self):
+        check(self)
+        if not self.hidden_sizes:
+            refuse("hidden_sizes", "", "give at least one width, as in 256,256")
 
 
 def learning_rate(config: Config) -> optax.ScalarOrSchedule:
-    """The config's step size, constant or falling linearly to 0."""
-    if not config.anneal_learning_rate:
-        return config.learning_rate
-    return optax.linear_schedule(config.learning_rate, 0.0, config.num_updates)
+    """Adam's step size in a run, constant or falling linearly to 0."""
+    settings: Settings = config.algorithm
+    if not settings.anneal_learning_rate:
+        return settings.learning_rate
+    return optax.linear_schedule(settings.learning_rate, 0.0, config.num_updates)
 
 
 def descend(

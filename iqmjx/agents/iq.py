@@ -41,19 +41,87 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from iqmjx import networks, policies
 from iqmjx.acting import Actor
+from iqmjx.agents import base
 from iqmjx.agents.base import average, descend, learning_rate, polyak
 from iqmjx.config import Config
 from iqmjx.networks import MLP
 from iqmjx.normalize import Normalizer
 from iqmjx.parallel import ALONE, Shards
-from iqmjx.policies.base import Policy, Temperature
+from iqmjx.policies.base import SOFTMAXES, Policy, Temperature
 from iqmjx.replay import Transition
+from iqmjx.settings import setting
 
 _ENTROPY_SLACK = 0.1
 """Nats per action dimension from the target within which the adaptation slows down."""
 _LOG_TEMPERATURE_RANGE = (math.log(1e-4), math.log(10.0))
 """Where the adaptation stays: the paper's range (Sec. 6), and ten times its upper end,
 because M-IQ's entropy weighs but (1 - munchausen) * temperature."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(base.Settings):
+    """IQ's settings; M-IQ, PCL and Trust-PCL are some of them.
+
+    Raises:
+        ValueError: on construction, naming the flag and the fix.
+    """
+
+    temperature: float = setting(
+        0.01,
+        "Entropy temperature, in units of reward (the paper's tau); the first one "
+        "where --target_entropy adapts it.",
+        above=0,
+    )
+    target_entropy: float = setting(
+        0.0,
+        "Entropy that the temperature adapts to, as a share of the uniform policy's; "
+        "0: constant temperature.",
+        at_least=0,
+        at_most=1,
+    )
+    munchausen: float = setting(
+        0.0,
+        "Weight of the log-policy in the target, in [0, 1] (the paper's alpha).",
+        at_least=0,
+        at_most=1,
+    )
+    residual: bool = setting(
+        False,
+        "Bootstrap from the value network itself rather than its target, and train it "
+        "there too: PCL, and Trust-PCL with --munchausen.",
+    )
+    policy: str = setting(
+        "multicategorical",
+        "Policy class: multicategorical, autoregressive, gaussian, flow, tanh_gaussian "
+        "or package.module:Class.",
+    )
+    num_bins: int = setting(
+        11, "n, bins per action dimension (stored as int8).", at_least=2, at_most=127
+    )
+    softmax: str = setting(
+        "shared",
+        "raw: pi = softmax(F), F the policy network's outputs (paper Sec. 4); scaled: "
+        "softmax(advantage_scale * F / temperature) (Sec. 3.3); shared: the same with "
+        "advantage_scale divided among the action dimensions.",
+        choices=SOFTMAXES,
+    )
+    advantage_scale: float = setting(
+        0.1,
+        "Of the policy network's outputs in the scaled softmax: the lower, the slower "
+        "the advantage learns beside the value (the paper: 1).",
+        above=0,
+    )
+    num_value_networks: int = setting(
+        1,
+        "Value networks beside IQ's policy; the lowest of their target values "
+        "bootstraps.",
+        at_least=1,
+        before=1,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        policies.find(self.policy)
 
 
 @struct.dataclass
@@ -120,6 +188,8 @@ def td_error(
 class ImplicitQ:
     """The agent; implements `iqmjx.agents.Agent`."""
 
+    Settings = Settings
+
     policy: Policy
     value_network: MLP
     num_value_networks: int
@@ -141,23 +211,24 @@ class ImplicitQ:
         cls, config: Config, observation_size: int, action_size: int
     ) -> ImplicitQ:
         """Builds the networks and the optimizer that a config describes."""
-        policy = policies.make(config, action_size)
+        mine: Settings = config.algorithm
+        policy = policies.make(mine, action_size)
         return cls(
             policy=policy,
-            value_network=networks.of_value(config),
-            num_value_networks=config.num_value_networks,
+            value_network=networks.of_value(mine),
+            num_value_networks=mine.num_value_networks,
             optimizer=optax.adam(learning_rate(config)),
             temperature_optimizer=optax.sgd(learning_rate(config)),
-            average_rate=config.average_rate,
+            average_rate=mine.average_rate,
             observation_size=observation_size,
-            temperature=config.temperature,
-            target_entropy=policy.entropy_at(config.target_entropy)
-            if config.target_entropy
+            temperature=mine.temperature,
+            target_entropy=policy.entropy_at(mine.target_entropy)
+            if mine.target_entropy
             else None,
-            munchausen=config.munchausen,
-            residual=config.algo in ("pcl", "trust_pcl"),
-            discount=config.discounting,
-            target_rate=config.target_rate,
+            munchausen=mine.munchausen,
+            residual=mine.residual,
+            discount=mine.discounting,
+            target_rate=mine.target_rate,
         )
 
     def init(self, key: PRNGKeyArray) -> LearnerState:

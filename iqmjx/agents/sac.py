@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from iqmjx import networks
 from iqmjx.acting import Actor
+from iqmjx.agents import base
 from iqmjx.agents.base import average, descend, learning_rate, polyak
 from iqmjx.config import Config
 from iqmjx.networks import MLP
@@ -32,8 +33,22 @@ from iqmjx.normalize import Normalizer
 from iqmjx.parallel import ALONE, Shards
 from iqmjx.policies.tanh_gaussian import TanhGaussian
 from iqmjx.replay import Transition
+from iqmjx.settings import setting
 
 _NUM_CRITICS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(base.Settings):
+    """SAC's settings.
+
+    Raises:
+        ValueError: on construction, naming the flag and the fix.
+    """
+
+    temperature: float = setting(
+        1.0, "The first entropy temperature, in units of reward.", above=0
+    )
 
 
 @struct.dataclass
@@ -76,6 +91,8 @@ class Statistics:
 class SoftActorCritic:
     """The agent; implements `iqmjx.agents.Agent`."""
 
+    Settings = Settings
+
     policy: TanhGaussian
     critic: MLP
     optimizer: optax.GradientTransformation
@@ -90,15 +107,16 @@ class SoftActorCritic:
         cls, config: Config, observation_size: int, action_size: int
     ) -> SoftActorCritic:
         """Builds the networks and the optimizer that a config describes."""
+        mine: Settings = config.algorithm
         return cls(
-            policy=TanhGaussian.from_config(config, action_size),
-            critic=networks.of_value(config),
+            policy=TanhGaussian.from_settings(mine, action_size),
+            critic=networks.of_value(mine),
             optimizer=optax.adam(learning_rate(config)),
-            average_rate=config.average_rate,
+            average_rate=mine.average_rate,
             observation_size=observation_size,
-            temperature=config.temperature,
-            discount=config.discounting,
-            target_rate=config.target_rate,
+            temperature=mine.temperature,
+            discount=mine.discounting,
+            target_rate=mine.target_rate,
         )
 
     def init(self, key: PRNGKeyArray) -> LearnerState:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
 
-from iqmjx.config import Config
+from iqmjx import agents
+from iqmjx.config import Config, setting_fields
+from iqmjx.settings import kind, refuse
 
 EXIT_FAILURE, EXIT_USAGE = 1, 2
 _MJX_THREADS = "16"
@@ -37,6 +38,7 @@ def user_errors() -> Iterator[None]:
 
 def run(main: Callable[[], None]) -> None:
     """Parses the command line and runs a command's main function."""
+    import_from_working_directory()
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -60,36 +62,82 @@ def run(main: Callable[[], None]) -> None:
     app.run(start, flags_parser=parse)
 
 
+_DEFINE: dict[str, Callable[..., Any]] = {
+    "str": flags.DEFINE_string,
+    "int": flags.DEFINE_integer,
+    "float": flags.DEFINE_float,
+    "bool": flags.DEFINE_bool,
+    "tuple[int, ...]": flags.DEFINE_list,
+    "tuple[str, ...]": flags.DEFINE_list,
+}
+_setting_kinds: dict[str, str] = {}
+"""The types of the settings that are flags, by name."""
+
+
 def define_config_flags() -> None:
-    """Defines one flag for each field of Config, without a default: the preset's."""
-    define: dict[str, Callable[..., Any]] = {
-        "str": flags.DEFINE_string,
-        "int": flags.DEFINE_integer,
-        "float": flags.DEFINE_float,
-        "bool": flags.DEFINE_bool,
-        "tuple[int, ...]": flags.DEFINE_list,
-    }
-    for field in dataclasses.fields(Config):
-        define[str(field.type)](field.name, None, field.metadata["help"])
+    """Defines one flag for each setting of a run, without a default: the preset's.
+
+    Settings are those of every run, of the algorithm that the command line names, and
+    of all in `agents.ALGORITHMS`; the first to have a name says what its flag is.
+    """
+    import_from_working_directory()
+    with user_errors():
+        named = _named_algorithm(sys.argv)
+        for algo in (named, *agents.ALGORITHMS):
+            for name, field in setting_fields(algo).items():
+                if name not in _setting_kinds and kind(field) in _DEFINE:
+                    _define(named, name, kind(field), field.metadata.get("help", ""))
+
+
+def _define(algo: str, name: str, kind: str, help: str) -> None:
+    try:
+        _DEFINE[kind](name, None, help)
+    except flags.Error as error:
+        raise ValueError(f"--algo {algo}: the command has a flag {name}") from error
+    _setting_kinds[name] = kind
+
+
+def _named_algorithm(argv: Sequence[str]) -> str:
+    """The algorithm that a command line asks for, whatever else is on it."""
+    alone = flags.FlagValues()
+    alone.set_gnu_getopt(True)
+    flags.DEFINE_string("algo", Config.algo, "", flag_values=alone)
+    try:
+        alone(argv, known_only=True)
+    except flags.Error:
+        return Config.algo  # what is wrong is said when all flags are parsed
+    return alone.algo
+
+
+def import_from_working_directory() -> None:
+    """Lets `package.module:Class` name modules in the working directory.
+
+    `python -m` does so by itself; the script of an installed command does not.
+    """
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
 
 
 def given_settings() -> dict[str, Any]:
-    """The config fields whose flags are on the command line.
+    """The settings whose flags are on the command line, by flag name.
 
     Raises:
-        ValueError: where a width in --hidden_sizes is not a whole number.
+        ValueError: where an entry of a list of numbers is not one.
     """
-    given = {}
-    for field in dataclasses.fields(Config):
-        if flags.FLAGS[field.name].present:
-            given[field.name] = flags.FLAGS[field.name].value
-    if "hidden_sizes" in given:
-        widths = given["hidden_sizes"]
-        if not all(width.strip().isdigit() for width in widths):
-            raise ValueError(
-                f"--hidden_sizes {','.join(widths)}: give whole numbers, as in 256,256"
-            )
-        given["hidden_sizes"] = tuple(int(width) for width in widths)
+    given: dict[str, Any] = {
+        name: flags.FLAGS[name].value
+        for name in _setting_kinds
+        if flags.FLAGS[name].present
+    }
+    for name, value in given.items():
+        if _setting_kinds[name] == "tuple[int, ...]":
+            try:
+                given[name] = tuple(int(entry) for entry in value)
+            except ValueError:
+                refuse(name, tuple(value), "give whole numbers, as in 256,256")
+        elif _setting_kinds[name] == "tuple[str, ...]":
+            given[name] = tuple(value)
     return given
 
 

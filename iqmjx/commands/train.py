@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -36,10 +37,12 @@ def main() -> None:
             resolved = presets.resolve(given, _PRESET.value)
             folder = _new_folder(resolved)
             run_folder.refuse_existing(folder)
-        parts = memory.footprint(loop.make_setup(resolved.config))
-        memory.check(parts, resolved.config)
+        setup = loop.make_setup(trainer.fit_devices(resolved.config, _RESUME.value))
+        parts = memory.footprint(setup)
+        memory.check(parts, setup.config)
     _print_settings(resolved, parts, folder)
     if not _RESUME.value:
+        resolved = dataclasses.replace(resolved, config=setup.config)
         run_folder.create(folder, resolved)
     with cli.user_errors():
         try:
@@ -69,13 +72,14 @@ def _new_folder(resolved: Resolved) -> Path:
         return Path(_LOGDIR.value)
     config = resolved.config
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("checkpoints") / f"{config.env}-{config.algo}-{config.seed}-{stamp}"
+    name = f"{config.env}-{config.algo}-{config.seed}-{stamp}".replace(":", ".")
+    return Path("checkpoints") / name
 
 
 def _print_settings(resolved: Resolved, parts: dict[str, int], folder: Path) -> None:
     settings = table.Table("setting", "value", "from", box=None, pad_edge=False)
-    for name, source in resolved.sources.items():
-        settings.add_row(name, str(getattr(resolved.config, name)), source)
+    for name, value in resolved.config.flat().items():
+        settings.add_row(name, str(value), resolved.sources[name])
     out = console.Console(highlight=False, soft_wrap=True)
     out.print(settings)
     sizes = ", ".join(f"{k} {memory.describe(v)}" for k, v in parts.items())

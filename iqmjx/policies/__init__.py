@@ -1,19 +1,41 @@
-"""Policy classes: a network and the distribution over actions that it describes."""
+"""Policy classes: a network and the distribution over actions that it describes.
+
+To add one, write a class that implements `Policy`, with a class method
+`from_settings(settings, action_size)`: in a file here with a line in CLASSES, or
+anywhere else, as `--policy package.module:Class`.
+"""
 
 from __future__ import annotations
 
-from iqmjx.config import Config
-from iqmjx.policies import autoregressive, flow, gaussian, multicategorical
-from iqmjx.policies.base import Policy
+from typing import Any
 
-_CLASSES = {
-    "multicategorical": multicategorical.Multicategorical,
-    "autoregressive": autoregressive.Autoregressive,
-    "gaussian": gaussian.Gaussian,
-    "flow": flow.Flow,
+from iqmjx import registry
+from iqmjx.policies.base import Policy, Settings
+
+CLASSES: dict[str, str | type] = {
+    "multicategorical": "iqmjx.policies.multicategorical:Multicategorical",
+    "autoregressive": "iqmjx.policies.autoregressive:Autoregressive",
+    "gaussian": "iqmjx.policies.gaussian:Gaussian",
+    "flow": "iqmjx.policies.flow:Flow",
+    "tanh_gaussian": "iqmjx.policies.tanh_gaussian:TanhGaussian",
 }
+"""Names of policy classes, and where they are."""
 
 
-def make(config: Config, action_size: int) -> Policy:
-    """Builds the policy class that `config.policy` names, for an IQ agent."""
-    return _CLASSES[config.policy].from_config(config, action_size)
+def find(name: str) -> Any:
+    """A policy class: a name in CLASSES, or `package.module:Class`.
+
+    Raises:
+        ValueError: where there is none, or it has no from_settings.
+    """
+    found = registry.find("policy", name, CLASSES)
+    if not hasattr(found, "from_settings"):
+        raise ValueError(
+            f"--policy {name}: the class needs a class method from_settings"
+        )
+    return found
+
+
+def make(settings: Settings, action_size: int) -> Policy:
+    """Builds the policy that an algorithm's settings describe."""
+    return find(settings.policy).from_settings(settings, action_size)

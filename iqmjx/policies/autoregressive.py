@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8, PRNGKeyArray
 
-from iqmjx.config import Config
 from iqmjx.policies import base
-from iqmjx.policies.base import BinnedPolicy, Temperature
+from iqmjx.policies.base import BinnedPolicy, Settings, Temperature
 from iqmjx.policies.conditionals import Conditionals
 
 
@@ -26,13 +25,15 @@ class Autoregressive(BinnedPolicy[Conditionals]):
     """Autoregressive multicategorical policy; implements `iqmjx.policies.Policy`."""
 
     @classmethod
-    def from_config(cls, config: Config, action_size: int) -> Autoregressive:
-        """The policy that a config describes."""
+    def from_settings(cls, settings: Settings, action_size: int) -> Autoregressive:
+        """The policy that an algorithm's settings describe."""
         return cls(
-            network=Conditionals.from_config(config, action_size),
+            network=Conditionals.from_settings(
+                settings, action_size, settings.num_bins
+            ),
             action_size=action_size,
-            num_bins=config.num_bins,
-            advantage_scale=base.advantage_scale(config, action_size),
+            num_bins=settings.num_bins,
+            advantage_scale=base.advantage_scale(settings, action_size),
         )
 
     def log_probs(

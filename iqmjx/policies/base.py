@@ -10,14 +10,41 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8, PRNGKeyArray
 
-from iqmjx.config import Config
+from iqmjx import networks
 from iqmjx.networks import MLP
 from iqmjx.policies.conditionals import Conditionals
 
 Temperature = float | Float[Array, ""]
 """A number, or a traced scalar."""
 
+SOFTMAXES = ("raw", "scaled", "shared")
+"""What `Settings.softmax` may be."""
+
 Network = TypeVar("Network", MLP, Conditionals)
+
+
+class Settings(networks.Settings, Protocol):
+    """What policies read of an algorithm's settings."""
+
+    @property
+    def policy(self) -> str:
+        """The policy class, by name."""
+        ...
+
+    @property
+    def num_bins(self) -> int:
+        """n, bins per action dimension."""
+        ...
+
+    @property
+    def softmax(self) -> str:
+        """How logits come from a network's outputs: one of SOFTMAXES."""
+        ...
+
+    @property
+    def advantage_scale(self) -> float:
+        """Scale of the outputs in the scaled softmax, in units of reward."""
+        ...
 
 
 class Policy(Protocol):
@@ -192,9 +219,16 @@ def scaled(
     return outputs * (advantage_scale / temperature)
 
 
-def advantage_scale(config: Config, action_size: int) -> float | None:
-    """The scale of one dimension's advantage; None without the scaled softmax."""
-    return config.advantage_scale / action_size if config.scaled_softmax else None
+def advantage_scale(settings: Settings, action_size: int) -> float | None:
+    """The scale of one dimension's advantage; None for the raw softmax.
+
+    `raw` is the paper's Sec. 4, `scaled` its Sec. 3.3; `shared` divides the scale of
+    that among the action dimensions, whose advantages add up.
+    """
+    if settings.softmax == "raw":
+        return None
+    parts = action_size if settings.softmax == "shared" else 1
+    return settings.advantage_scale / parts
 
 
 def density_entropy_at(share: float, num_bins: int) -> float:

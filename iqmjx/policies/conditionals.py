@@ -21,7 +21,6 @@ from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from iqmjx import networks
-from iqmjx.config import Config
 from iqmjx.networks import MLP
 
 _CONTEXT = 64
@@ -55,13 +54,15 @@ class Conditionals:
     zero_last_layer: bool
 
     @classmethod
-    def from_config(cls, config: Config, action_size: int) -> Conditionals:
-        """The network that a config describes."""
+    def from_settings(
+        cls, settings: networks.Settings, action_size: int, num_bins: int
+    ) -> Conditionals:
+        """The network that an algorithm's settings describe."""
         return cls(
-            network=networks.of_context(config, _CONTEXT),
+            network=networks.of_context(settings, _CONTEXT),
             action_size=action_size,
-            num_bins=config.num_bins,
-            zero_last_layer=config.zero_last_layer,
+            num_bins=num_bins,
+            zero_last_layer=settings.zero_last_layer,
         )
 
     def init(self, key: PRNGKeyArray, obs: Float[Array, " O"]) -> Params:

@@ -25,9 +25,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from iqmjx.config import Config
 from iqmjx.policies import base, spline
-from iqmjx.policies.base import DensityPolicy, Temperature
+from iqmjx.policies.base import DensityPolicy, Settings, Temperature
 from iqmjx.policies.conditionals import Conditionals
 
 
@@ -45,13 +44,15 @@ class Flow(DensityPolicy[Conditionals]):
     advantage_scale: float | None
 
     @classmethod
-    def from_config(cls, config: Config, action_size: int) -> Flow:
-        """The policy that a config describes."""
+    def from_settings(cls, settings: Settings, action_size: int) -> Flow:
+        """The policy that an algorithm's settings describe."""
         return cls(
-            network=Conditionals.from_config(config, action_size),
+            network=Conditionals.from_settings(
+                settings, action_size, settings.num_bins
+            ),
             action_size=action_size,
-            num_bins=config.num_bins,
-            advantage_scale=base.advantage_scale(config, action_size),
+            num_bins=settings.num_bins,
+            advantage_scale=base.advantage_scale(settings, action_size),
         )
 
     def log_prob(

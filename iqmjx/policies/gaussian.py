@@ -18,10 +18,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from iqmjx import networks
-from iqmjx.config import Config
 from iqmjx.networks import MLP
 from iqmjx.policies import base
-from iqmjx.policies.base import DensityPolicy, Temperature
+from iqmjx.policies.base import DensityPolicy, Settings, Temperature
 
 _LOG_STD_RANGE = (-10.0, 2.0)
 
@@ -44,13 +43,13 @@ class Gaussian(DensityPolicy[MLP]):
     advantage_scale: float | None
 
     @classmethod
-    def from_config(cls, config: Config, action_size: int) -> Gaussian:
-        """The policy that a config describes."""
+    def from_settings(cls, settings: Settings, action_size: int) -> Gaussian:
+        """The policy that an algorithm's settings describe."""
         return cls(
-            network=networks.of_policy(config, 2 * action_size),
+            network=networks.of_policy(settings, 2 * action_size),
             action_size=action_size,
-            num_bins=config.num_bins,
-            advantage_scale=base.advantage_scale(config, action_size),
+            num_bins=settings.num_bins,
+            advantage_scale=base.advantage_scale(settings, action_size),
         )
 
     def log_prob(

@@ -15,10 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int8, PRNGKeyArray
 
 from iqmjx import networks
-from iqmjx.config import Config
 from iqmjx.networks import MLP
 from iqmjx.policies import base
-from iqmjx.policies.base import BinnedPolicy, Temperature
+from iqmjx.policies.base import BinnedPolicy, Settings, Temperature
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +31,13 @@ class Multicategorical(BinnedPolicy[MLP]):
     """
 
     @classmethod
-    def from_config(cls, config: Config, action_size: int) -> Multicategorical:
-        """The policy that a config describes."""
+    def from_settings(cls, settings: Settings, action_size: int) -> Multicategorical:
+        """The policy that an algorithm's settings describe."""
         return cls(
-            network=networks.of_policy(config, action_size * config.num_bins),
+            network=networks.of_policy(settings, action_size * settings.num_bins),
             action_size=action_size,
-            num_bins=config.num_bins,
-            advantage_scale=base.advantage_scale(config, action_size),
+            num_bins=settings.num_bins,
+            advantage_scale=base.advantage_scale(settings, action_size),
         )
 
     def log_probs(

@@ -161,7 +161,6 @@ def _parts(state: loop.TrainState) -> dict[str, dict[str, Any]]:
 
 def _assemble(wanted: loop.TrainState, arrays: dict[str, dict[str, Any]]) -> Any:
     """The state `wanted` of stored arrays, its keys still numbers."""
-
     learner, normalizer = fill((wanted.learner, wanted.normalizer), arrays["learner"])
     replay = fill(wanted.replay, arrays["replay"])
     worlds, key, steps = fill((wanted.envs, wanted.key, wanted.steps), arrays["worlds"])
@@ -251,7 +250,7 @@ def _restore_step(
     metadata = manager.item_metadata(step)
     told = []
     for part, wanted in parts.items():
-        saved = metadata[part] if part in metadata else None
+        saved = metadata.get(part, None)
         told += differences(saved.tree if saved else {}, wanted)
     if told:
         more = f" and {len(told) - _NAMES_TOLD} more" if told[_NAMES_TOLD:] else ""

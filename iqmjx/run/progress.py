@@ -83,7 +83,8 @@ class Progress:
             self._returns = f"return {_mean(ended, 'episode/sum_reward'):.1f}"
         seeds = f" x {len(rows)} seeds" if len(rows) > 1 else ""
         text = (
-            f"{env_steps:,} / {self._total:,} env steps   {rate:,.0f} env steps/s{seeds}   "
+            f"{env_steps:,} / {self._total:,} env steps   "
+            f"{rate:,.0f} env steps/s{seeds}   "
             f"ETA {_clock(remaining)}   {self._returns}"
         )
         self._bar.update(self._task, completed=env_steps, text=text)

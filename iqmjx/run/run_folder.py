@@ -1,4 +1,13 @@
-"""A run's folder: config.json, metrics.jsonl, events, checkpoints/ and best/."""
+"""A run's folder.
+
+    RUN/config.json      the settings
+    RUN/checkpoints/     whole states, which --resume goes on from
+    RUN/metrics.jsonl    and events: the numbers of a seed
+    RUN/policy/, best/   policies of a seed
+
+A run of several seeds has the last two rows in RUN/seed<k>/, one folder for each, with
+a config.json of its own.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +17,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from iqmjx.config import SCHEDULE, Config
+from iqmjx.config import SCHEDULE, Config, setting_fields
 from iqmjx.presets import Resolved
 
 _FILE = "config.json"
+_EARLIER = "earlier version"
+"""The source of a value that stands for what runs did before there was its setting."""
+_UNREAD_BY_SAC = (
+    "target_entropy",
+    "munchausen",
+    "policy",
+    "num_bins",
+    "scaled_softmax",
+    "advantage_scale",
+    "num_value_networks",
+)
+"""Settings of IQ's in SAC's files, from when all algorithms had the same."""
 _PACKAGES = ("jax", "mujoco", "mujoco-mjx", "flax", "optax", "orbax-checkpoint")
 
 
@@ -25,13 +46,18 @@ def refuse_existing(folder: Path) -> None:
 
 
 def create(folder: Path, resolved: Resolved) -> None:
-    """Makes the folder and writes config.json."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Makes the folder, and one for each of several seeds, with their config.json."""
     save(folder, resolved)
+    for config, own in seeds(resolved.config, folder):
+        save(own, dataclasses.replace(resolved, config=config))
 
 
 def save(folder: Path, resolved: Resolved) -> None:
-    """Writes config.json: each setting, where it came from, and the versions."""
+    """Writes config.json: each setting, where it came from, and the versions.
+
+    The folder is made where there is none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     content = {
         "config": dataclasses.asdict(resolved.config),
         "preset": resolved.preset,
@@ -42,39 +68,102 @@ def save(folder: Path, resolved: Resolved) -> None:
 
 
 def load(folder: Path) -> Resolved:
-    """Reads config.json.
+    """Reads config.json, of this version or of one before it.
 
     Raises:
-        ValueError: where the folder is no run folder, or of an incompatible version.
+        ValueError: where the folder is no run folder, or of a version with settings
+            that have no equal now.
     """
     path = folder / _FILE
     if not path.is_file():
         raise ValueError(f"--logdir {folder}: not a run folder (it has no {_FILE})")
     try:
         content = json.loads(path.read_text())
-        settings = content["config"]
-        names = {field.name for field in dataclasses.fields(Config)}
-        if differing := sorted(names ^ set(settings)):
-            raise ValueError(
-                f"{path}: written by a version of iqmjx with other settings "
-                f"({', '.join(differing)}); use that version, or train anew"
-            )
-        return Resolved(Config(**settings), content["preset"], content["sources"])
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        config = config_of(content["config"], str(path))
+        sources = {
+            name: content["sources"].get(name, _EARLIER) for name in config.flat()
+        }
+        return Resolved(config, content["preset"], sources)
+    except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from error
+
+
+def config_of(saved: dict[str, Any], where: str) -> Config:
+    """The config that was saved as `dataclasses.asdict`, of this version or before.
+
+    Args:
+        saved: its values.
+        where: what they were read from, for messages.
+
+    Raises:
+        ValueError: where they have settings that have no equal now.
+    """
+    values = _flat(saved)
+    fields = setting_fields(values["algo"])
+    before = {
+        name: fields[name].metadata.get("before", dataclasses.MISSING)
+        for name in fields.keys() - values
+    }
+    missing = {name for name in before if before[name] is dataclasses.MISSING}
+    if differing := sorted(missing | (values.keys() - fields)):
+        raise ValueError(
+            f"{where}: written by a version of iqmjx with other settings "
+            f"({', '.join(differing)}); use that version, or train anew"
+        )
+    return Config.of(values | before)
+
+
+def seeds(config: Config, folder: Path) -> list[tuple[Config, Path]]:
+    """The config and the folder of each seed: the run's own, where it has one seed."""
+    if config.num_seeds == 1:
+        return [(config, folder)]
+    return [
+        (dataclasses.replace(config, seed=seed, num_seeds=1), folder / f"seed{seed}")
+        for seed in range(config.seed, config.seed + config.num_seeds)
+    ]
+
+
+def _flat(saved: dict[str, Any]) -> dict[str, Any]:
+    """The values in a config.json by flag name, as of now."""
+    if "algorithm" in saved:
+        own = saved["algorithm"]
+        return {name: saved[name] for name in saved if name != "algorithm"} | own
+    return _from_flat_file(saved)
+
+
+def _from_flat_file(saved: dict[str, Any]) -> dict[str, Any]:
+    """The values of a file from when all algorithms shared one flat list of settings.
+
+    Residual methods went by their names then.
+    """
+    if saved["algo"] == "sac":
+        return {name: saved[name] for name in saved if name not in _UNREAD_BY_SAC}
+    values = saved | {"residual": saved["algo"] in ("pcl", "trust_pcl")}
+    if "scaled_softmax" in values:
+        values["softmax"] = "shared" if values.pop("scaled_softmax") else "raw"
+    return values
 
 
 def merge(saved: Resolved, given: dict[str, Any], folder: Path) -> Resolved:
     """The settings to resume with: the saved ones, their schedule open to change.
 
+    Args:
+        saved: the run's settings.
+        given: values that the user gave, by flag name.
+        folder: the run's, for messages.
+
     Raises:
         ValueError: where a given value differs in what the run computes.
     """
-    config = dataclasses.replace(saved.config, **given)  # normalizes and validates
+    before = saved.config.flat()
+    # Another algorithm has other settings; that it is another is said below.
+    rest = {name: given[name] for name in given if name != "algo"}
+    config = Config.of(before | rest)  # normalizes and validates
+    after = config.flat() | {"algo": given.get("algo", before["algo"])}
     changed = {
-        name: (getattr(saved.config, name), getattr(config, name))
+        name: (before[name], after[name])
         for name in given
-        if getattr(saved.config, name) != getattr(config, name)
+        if before[name] != after[name]
     }
     conflicts = [
         f"{name} was {was}, given {now}"

@@ -51,15 +51,15 @@ class SavedPolicy:
 class PolicyStore:
     """The saved policies of one seed, open for writing by one process."""
 
-    def __init__(self, run_folder: Path, config: Config, sizes: tuple[int, int]):
+    def __init__(self, folder: Path, config: Config, sizes: tuple[int, int]):
         """Opens the store.
 
         Args:
-            run_folder: the seed's folder.
+            folder: the seed's folder.
             config: the settings of the run.
             sizes: of an observation and of an action, O and A.
         """
-        folder = run_folder.absolute()
+        folder = folder.absolute()
         this_process: Any = ocp.options.MultiprocessingOptions(
             primary_host=jax.process_index(),
             active_processes={jax.process_index()},
@@ -67,15 +67,17 @@ class PolicyStore:
         )
         self._about = {
             "format": _FORMAT,
-            "config": run_folder.settings_of(config),
+            "config": dataclasses.asdict(config),
             "observation_size": sizes[0],
             "action_size": sizes[1],
         }
 
         def manager(name: str, **options: Any) -> ocp.CheckpointManager:
+            (folder / name).mkdir(exist_ok=True)
             return ocp.CheckpointManager(
                 folder / name,
                 options=ocp.CheckpointManagerOptions(
+                    create=False,
                     enable_async_checkpointing=False,
                     multiprocessing_options=this_process,
                     **options,
@@ -174,7 +176,7 @@ def _load_step(
 ) -> SavedPolicy:
     about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
     about = about["about"]
-    config = run_folder.config_from(about["config"], f"the policy of step {step}")
+    config = run_folder.config_of(about["config"], f"the policy of step {step}")
     sizes = about["observation_size"], about["action_size"]
     agent = agents.make(config, *sizes)
 

@@ -56,15 +56,11 @@ def train(
         DivergedError: once the loss is not finite; what was saved before is kept.
     """
     start = time.perf_counter()
-    saved_shards = config.num_shards
-    if resume:
-        shards = parallel.fit_shards(config.num_seeds, config.num_shards)
-        config = dataclasses.replace(config, num_shards=shards)
-    setup = loop.make_setup(config, env)
+    setup = loop.make_setup(fit_devices(config, resume), env)
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(Progress(config.total_env_steps, _is_first()))
         if resume:
-            env_steps, state = _resumed(setup, folder, saved_shards, progress)
+            env_steps, state = _resumed(setup, folder, config.num_shards, progress)
         else:
             with progress.compiling("the start states"):  # and Warp's kernels: minutes
                 env_steps, state = 0, jax.block_until_ready(loop.init(setup))
@@ -87,11 +83,20 @@ def train(
         return state is None
 
 
+def fit_devices(config: Config, resume: bool) -> Config:
+    """The config, on a resume with shards that the devices can divide."""
+    if not resume:
+        return config
+    shards = parallel.fit_shards(config.num_seeds, config.num_shards)
+    return dataclasses.replace(config, num_shards=shards)
+
+
 class _Seed:
     """Where the results of one seed go."""
 
-    def __init__(self, setup: loop.Setup, index: int, folder: Path, resume_at):
-        config = run_folder.config_of_seed(setup.config, index)
+    def __init__(
+        self, setup: loop.Setup, config: Config, folder: Path, resume_at: int | None
+    ):
         sizes = setup.env.observation_size, setup.env.action_size
         self.log = metrics.MetricsLog(folder, config, resume_at)
         self.policies = PolicyStore(folder, config, sizes)
@@ -247,13 +252,13 @@ def _make_game(setup: loop.Setup, num_episodes: int) -> evaluation.Game:
     """The evaluation of a run's task, on worlds of its own."""
     config = setup.config
     worlds = evaluation.worlds_on_a_device(setup.layout, num_episodes)
-    env = envs.remake(setup.env, worlds)
+    env = setup.env.for_worlds(worlds)
     return evaluation.Game(env, setup.agent.policy, config.episode_length)
 
 
 def _open_seeds(setup: loop.Setup, folder: Path, resume_at: int | None) -> list[_Seed]:
-    folders = run_folder.seed_folders(folder, setup.config)
-    return [_Seed(setup, k, own, resume_at) for k, own in enumerate(folders)]
+    seeds = run_folder.seeds(setup.config, folder)
+    return [_Seed(setup, config, own, resume_at) for config, own in seeds]
 
 
 def _resumed(

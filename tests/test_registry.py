@@ -1,0 +1,58 @@
+import sys
+
+import pytest
+
+from iqmjx import registry
+
+KNOWN = {"decoder": "json:JSONDecoder", "text": str, "here": "broken_module:Class"}
+
+
+def test_names_places_and_classes():
+    import json
+
+    assert registry.find("policy", "decoder", KNOWN) is json.JSONDecoder
+    assert registry.find("policy", "text", KNOWN) is str
+    assert registry.find("policy", "json:JSONEncoder", KNOWN) is json.JSONEncoder
+
+
+def test_modules_are_imported_only_when_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "asked_for.py").write_text("class Thing: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    known = {"thing": "asked_for:Thing", "text": str}
+    registry.find("algo", "text", known)
+    assert "asked_for" not in sys.modules
+    assert registry.find("algo", "thing", known).__name__ == "Thing"
+    del sys.modules["asked_for"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("decodr", "--algo decodr: did you mean decoder.*decoder, text, here"),
+        ("xyz", "--algo xyz: choose one of decoder, text, here, or give"),
+        ("json:Nothing", "--algo json:Nothing: module json has no Nothing"),
+        ("no_such_module:A", "there is no module no_such_module"),
+        ("json.nothing.at:A", "there is no module json.nothing"),
+        ("json:", "--algo json:: give package.module:Class"),
+        (":A", "give package.module:Class"),
+        ("..json:A", "give package.module:Class"),
+    ],
+)
+def test_what_cannot_be_found_is_named_in_one_line(name, message):
+    with pytest.raises(ValueError, match=message) as error:
+        registry.find("algo", name, KNOWN)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "raised"),
+    [
+        ("import no_such_dependency", ModuleNotFoundError),
+        ("raise ValueError('mine')", ValueError),
+    ],
+)
+def test_errors_inside_a_module_are_its_own(source, raised, tmp_path, monkeypatch):
+    (tmp_path / "broken_module.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(raised, match=r"no_such_dependency|^mine$"):
+        registry.find("algo", "here", KNOWN)

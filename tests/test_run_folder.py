@@ -1,0 +1,173 @@
+"""config.json, as it is written now and as it was."""
+
+import dataclasses
+import json
+
+import pytest
+
+from iqmjx import presets
+from iqmjx.run import run_folder
+from tests import toys
+
+# As written before algorithms had settings of their own, for `--env ant --preset cpu`.
+OLD = """{
+  "config": {
+    "env": "ant", "algo": "iq", "seed": 0, "physics": "native",
+    "num_timesteps": 3000000, "num_envs": 128, "episode_length": 1000,
+    "chunk_steps": 64, "batch_size": 128, "grad_updates_per_step": 16,
+    "min_replay_size": 8192, "exploration_steps": 32768, "max_replay_size": 32768,
+    "learning_rate": 0.001, "anneal_learning_rate": true, "discounting": 0.99,
+    "temperature": 0.1, "target_entropy": 0.3, "munchausen": 0.0,
+    "target_rate": 0.005, "average_rate": 0.0002, "policy": "multicategorical",
+    "num_bins": 11, "hidden_sizes": [256, 256], "scaled_softmax": true,
+    "advantage_scale": 1.0, "value_scale": 30.0, "layer_norm": true,
+    "zero_last_layer": true, "normalize_observations": true, "num_evals": 13,
+    "num_eval_envs": 16, "num_checkpoints": 1
+  },
+  "preset": "cpu",
+  "sources": {
+    "env": "flag", "algo": "default", "seed": "default", "physics": "default",
+    "num_timesteps": "flag", "num_envs": "preset cpu", "temperature": "preset cpu",
+    "scaled_softmax": "default", "value_scale": "preset cpu"
+  },
+  "versions": {"jax": "0.10.2", "mujoco": "3.17.0"}
+}
+"""
+OLD_PCL = {"algo": "pcl", "temperature": 1e-4, "target_entropy": 0.0}
+OLD_SAC = {
+    "algo": "sac",
+    "policy": "tanh_gaussian",
+    "temperature": 1.0,
+    "target_entropy": 0.0,
+    "value_scale": 1.0,
+}
+
+
+def old(folder, removed=(), **changes):
+    """Writes an old file, and loads it."""
+    content = json.loads(OLD)
+    content["config"] |= changes
+    for name in removed:
+        del content["config"][name]
+    (folder / "config.json").write_text(json.dumps(content))
+    return run_folder.load(folder)
+
+
+def expected(**given):
+    """What the cpu preset is for the same command now."""
+    same = {"env": "ant", "num_timesteps": 3_000_000, "num_evals": 13}
+    more = {"num_checkpoints": 1, "num_shards": 1, "physics": "native"}
+    return presets.resolve(same | more | given, "cpu").config
+
+
+@pytest.mark.parametrize("changes", [{}, OLD_PCL, OLD_SAC])
+def test_old_files_are_read_as_the_run_they_describe(changes, tmp_path):
+    loaded = old(tmp_path, **changes)
+    assert loaded.config == expected(algo=changes.get("algo", "iq"))
+    assert loaded.preset == "cpu"
+    assert loaded.sources.keys() == loaded.config.flat().keys()
+    assert loaded.sources["value_scale"] == "preset cpu"
+    assert loaded.sources["num_seeds"] == "earlier version"
+    run_folder.save(tmp_path, loaded)
+    assert run_folder.load(tmp_path) == loaded
+
+
+@pytest.mark.parametrize(
+    ("algo", "residual"), [("pcl", True), ("trust_pcl", True), ("m_iq", False)]
+)
+def test_old_residual_methods_went_by_name(algo, residual, tmp_path):
+    loaded = old(tmp_path, algo=algo, munchausen=0.4).config.algorithm
+    assert (loaded.residual, loaded.munchausen) == (residual, 0.4)
+
+
+@pytest.mark.parametrize(("scaled", "softmax"), [(True, "shared"), (False, "raw")])
+def test_the_old_softmax_was_shared_or_raw(scaled, softmax, tmp_path):
+    loaded = old(tmp_path, scaled_softmax=scaled, num_value_networks=2)
+    assert loaded.config.algorithm.softmax == softmax
+    assert loaded.config.algorithm.num_value_networks == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"removed": ["average_rate"]}, "average_rate"),
+        ({"removed": ["scaled_softmax"]}, "softmax"),
+        ({"entropy_cost": 1}, "entropy_cost"),
+        ({"entropy_cost": 1, "removed": ["seed"]}, "entropy_cost, seed"),
+    ],
+)
+def test_old_files_that_say_too_little_or_too_much_are_refused(
+    changes, named, tmp_path
+):
+    with pytest.raises(ValueError, match=rf"other settings \({named}\); use") as error:
+        old(tmp_path, **changes)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    resolved = presets.resolve(toys.SMALL, "cpu")
+    run_folder.create(tmp_path, resolved)
+    return tmp_path, resolved
+
+
+def test_the_algorithm_s_settings_are_nested_and_come_back(saved):
+    folder, resolved = saved
+    content = json.loads((folder / "config.json").read_text())["config"]
+    assert content["algorithm"]["hidden_sizes"] == [16, 16]
+    assert "learning_rate" not in content
+    assert run_folder.load(folder) == resolved
+
+
+@pytest.mark.parametrize(
+    ("where", "differing"),
+    [
+        ("algorithm", "average_rate"),
+        ("algorithm", "no_such_setting"),
+        ("config", "batch_size"),
+        ("config", "no_such_setting"),
+    ],
+)
+def test_a_run_of_another_version_is_refused_by_name(saved, where, differing):
+    folder, _ = saved
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    part = content["config"]["algorithm"] if where == "algorithm" else content["config"]
+    if part.pop(differing, None) is None:
+        part[differing] = 1
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"other settings \({differing}\); use"):
+        run_folder.load(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"config": {}}', '{"config": 3}'])
+def test_files_that_are_no_config_are_refused(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json: cannot be read"):
+        run_folder.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"munchausen": 0.5}, "munchausen was 0.0, given 0.5"),
+        ({"algo": "sac"}, "algo was iq, given sac"),
+        ({"algo": "m_iq", "seed": 1}, "algo was iq, given m_iq; seed was 0, given 1"),
+        ({"num_seeds": 2}, "num_seeds was 1, given 2"),
+        ({"num_evals": -1}, "--num_evals -1"),
+    ],
+)
+def test_resuming_with_other_settings_is_refused(given, message, saved):
+    folder, resolved = saved
+    with pytest.raises(ValueError, match=message):
+        run_folder.merge(resolved, given, folder)
+
+
+def test_resuming_may_change_the_schedule(saved):
+    folder, resolved = saved
+    given = {"num_timesteps": 999, "loggers": (), "temperature": 0.1, "algo": "iq"}
+    merged = run_folder.merge(resolved, given, folder)
+    changed = dataclasses.replace(resolved.config, num_timesteps=999, loggers=())
+    assert merged.config == changed
+    assert merged.sources["loggers"] == "flag, on resume"
+    assert merged.sources["temperature"] == resolved.sources["temperature"]
