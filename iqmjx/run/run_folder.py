@@ -65,21 +65,9 @@ def load(folder: Path) -> Resolved:
         raise ValueError(f"--logdir {folder}: not a run folder (it has no {_FILE})")
     try:
         content = json.loads(path.read_text())
-        values, sources = _flat(content["config"]), content["sources"]
-        fields = setting_fields(values["algo"])
-        before = {
-            name: fields[name].metadata.get("before", dataclasses.MISSING)
-            for name in fields.keys() - values
-        }
-        missing = {name for name in before if before[name] is dataclasses.MISSING}
-        if differing := sorted(missing | (values.keys() - fields)):
-            raise ValueError(
-                f"{path}: written by a version of iqmjx with other settings "
-                f"({', '.join(differing)}); use that version, or train anew"
-            )
-        config = Config.of(values | before)
-        sources = {name: sources.get(name, _EARLIER) for name in fields}
-        return Resolved(config, content["preset"], sources)
+        values = _completed(_flat(content["config"]), path)
+        sources = {name: content["sources"].get(name, _EARLIER) for name in values}
+        return Resolved(Config.of(values), content["preset"], sources)
     except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from error
 
@@ -103,6 +91,26 @@ def _from_flat_file(saved: dict[str, Any]) -> dict[str, Any]:
     if "scaled_softmax" in values:
         values["softmax"] = "shared" if values.pop("scaled_softmax") else "raw"
     return values
+
+
+def _completed(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Adds what stands for the settings that there were not when values were saved.
+
+    Raises:
+        ValueError: naming settings for which nothing does, and unknown ones.
+    """
+    fields = setting_fields(values["algo"])
+    before = {
+        name: fields[name].metadata.get("before", dataclasses.MISSING)
+        for name in fields.keys() - values
+    }
+    missing = {name for name in before if before[name] is dataclasses.MISSING}
+    if differing := sorted(missing | (values.keys() - fields)):
+        raise ValueError(
+            f"{path}: written by a version of iqmjx with other settings "
+            f"({', '.join(differing)}); use that version, or train anew"
+        )
+    return values | before
 
 
 def merge(saved: Resolved, given: dict[str, Any], folder: Path) -> Resolved:
