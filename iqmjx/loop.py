@@ -11,11 +11,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -63,14 +62,13 @@ class TrainState:
     steps: Int[Array, ""]  # vector steps taken
 
 
-SPECS = TrainState(
-    learner=BY_SEED,
-    normalizer=BY_SEED,
-    replay=ReplayState(data=BY_SHARD, insert_index=SAME, size=SAME),  # pyright: ignore
-    envs=BY_SHARD,  # pyright: ignore
-    key=BY_SEED,  # pyright: ignore
-    steps=SAME,  # pyright: ignore
-)
+def _specs() -> TrainState:
+    seed, shard, same = cast(tuple[Any, Any, Any], (BY_SEED, BY_SHARD, SAME))
+    ring = ReplayState(data=shard, insert_index=same, size=same)
+    return TrainState(seed, seed, ring, envs=shard, key=seed, steps=same)
+
+
+SPECS = _specs()
 """Which leading axes each part of a TrainState has."""
 
 
@@ -116,7 +114,7 @@ def make_setup(
 def init(setup: Setup) -> TrainState:
     """The state that a run begins with."""
     config, agent = setup.config, setup.agent
-    seeds = config.seed + np.arange(config.num_seeds)
+    seeds = config.seed + jnp.arange(config.num_seeds)
 
     def begin(key):
         learner_key, env_key, key = jax.random.split(key, 3)
@@ -288,7 +286,8 @@ def _learn(setup: Setup, state: TrainState, key: PRNGKeyArray) -> tuple[Any, Any
         batches, last_batch = _seen(seen_by, batches), _seen(seen_by, last_batch)
 
         def update(learner, inputs):
-            return setup.agent.update(learner, *inputs, shards)[0], None
+            batch, key = inputs
+            return setup.agent.update(learner, batch, key, shards)[0], None
 
         if earlier:
             learner, _ = jax.lax.scan(update, learner, (batches, keys[:-1]))

@@ -28,7 +28,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Int, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 _SEEDS, _SHARDS = "seeds", "shards"  # the axes of the mesh
 _OWN_SHARDS = "own_shards"  # those of one device
@@ -57,7 +57,7 @@ class Shards:
         """The sum over the shards, of every leaf."""
         return jax.lax.psum(tree, self.axes) if self.axes else tree
 
-    def index(self) -> int | Int[jax.Array, ""]:
+    def index(self) -> int | jax.Array:
         """Which of the shards this one is."""
         index: Any = 0
         for axis in self.axes:

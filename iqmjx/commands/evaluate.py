@@ -18,7 +18,7 @@ from iqmjx.run import gymnasium_play, saved_policy
 from iqmjx.run.saved_policy import SavedPolicy
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A run folder, its checkpoints/ or best/, or one step in them."
+    "checkpoint", None, "A run folder, its policy/ or best/, or one step in them."
 )
 _SIM = flags.DEFINE_enum(
     "sim",
@@ -73,7 +73,8 @@ def main() -> None:
         return
     success = f", {report['success']:.0%} with success" if "success" in report else ""
     print(
-        f"{report['env']} in {report['sim']}, trained for {saved.env_steps:,} env steps: "
+        f"{report['env']} in {report['sim']}, "
+        f"trained for {saved.env_steps:,} env steps: "
         f"return {report['mean']:.1f} +- {report['std']:.1f} "
         f"(min {report['min']:.1f}, max {report['max']:.1f}) over "
         f"{report['episodes']} episodes of {report['mean_length']:.0f} steps{success}"

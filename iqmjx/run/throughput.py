@@ -269,7 +269,8 @@ def updating(
 
     def run(learner, batches, key):
         def update(learner, inputs):
-            return setup.agent.update(learner, *inputs, setup.shards)[0], None
+            batch, key = inputs
+            return setup.agent.update(learner, batch, key, setup.shards)[0], None
 
         def vector_step(learner, key):
             keys = jax.random.split(key, config.grad_updates_per_step)

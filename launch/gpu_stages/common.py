@@ -40,7 +40,10 @@ def config(check: Check, **changes: Any) -> Config:
     """The `gpu` preset at the check's scale, with changes."""
     given = {"env": check.env} | check.scale.settings | changes
     if "num_envs" in changes:  # a ring of whole inserts
-        rows = given.get("max_replay_size", presets.resolve(scale_settings, "gpu").config.max_replay_size)
+        rows = given.get(
+            "max_replay_size",
+            presets.resolve(scale_settings, "gpu").config.max_replay_size,
+        )
         given["max_replay_size"] = rows // changes["num_envs"] * changes["num_envs"]
     return presets.resolve(given, "gpu").config
 
