@@ -20,34 +20,47 @@ def setup():
     return loop.make_setup(toys.config())
 
 
-def begin(setup, seed=0):
-    return loop.init(setup, jax.random.key(seed))
+def warmed(setup):
+    return loop.warm_up(setup, loop.init(setup))[0]
 
 
 def test_one_compilation_for_a_whole_run(setup):
-    state = begin(setup)
     loop.train_chunk.clear_cache()
-    for _ in range(6):
-        state, metrics = loop.train_chunk(setup, state)
+    state = warmed(setup)
+    for _ in range(5):
+        state, _ = loop.train_chunk(setup, state)
     assert loop.train_chunk._cache_size() == 1
-    assert state.replay.size == 6 * setup.config.env_steps_per_chunk
-    assert metrics.updates == 2 * setup.config.chunk_steps
+    config = setup.config
+    assert state.replay.size == config.env_steps_after(5) == 32 + 5 * 32
+    assert state.steps * config.num_envs == config.env_steps_after(5)
+    assert state.learner.updates == [5 * config.chunk_steps * 2]
 
 
-def test_the_compiled_chunk_writes_the_ring_in_place():
-    setup = loop.make_setup(toys.config(max_replay_size=2**16))
-    abstract = jax.eval_shape(lambda: loop.init(setup, jax.random.key(0)))
-    compiled = loop.train_chunk.lower(setup, abstract).compile()
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"num_seeds": 3}, {"num_seeds": 2, "num_shards": 2}, {"algo": "sac"}],
+    ids=str,
+)
+@pytest.mark.parametrize("program", [loop.train_chunk, loop.warm_up])
+def test_the_compiled_programs_write_the_rings_in_place(program, changes):
+    """No copy of a ring, no scatter (a cursor for each seed), no branch."""
+    setup = loop.make_setup(toys.config(max_replay_size=2**16, **changes))
+    abstract = jax.eval_shape(lambda: loop.init(setup))
+    compiled = program.lower(setup, abstract).compile()
     ring = memory.tree_bytes(abstract.replay)
     analysis = compiled.memory_analysis()
     assert analysis.alias_size_in_bytes >= ring
     assert analysis.temp_size_in_bytes < ring / 2
-    for line in compiled.as_text().splitlines():
-        assert not (" copy(" in line and f"[{2**16}," in line), line
+    text = compiled.as_text()
+    assert " scatter(" not in text and " conditional(" not in text
+    rows = setup.config.max_replay_size // setup.shards.count
+    for line in text.splitlines():
+        assert not (" copy(" in line and f",{rows}," in line), line
 
 
 def test_same_seed_same_run_and_seeds_differ_from_the_start(setup):
-    first, again, other = begin(setup), begin(setup), begin(setup, seed=1)
+    first, again = warmed(setup), warmed(setup)
+    other = warmed(loop.make_setup(toys.config(seed=1)))
     kernels = [state.learner.params.values[0]["params"] for state in (first, other)]
     assert (kernels[0]["Dense_0"]["kernel"] != kernels[1]["Dense_0"]["kernel"]).any()
     first, _ = loop.train_chunk(setup, first)
@@ -55,28 +68,32 @@ def test_same_seed_same_run_and_seeds_differ_from_the_start(setup):
     other, _ = loop.train_chunk(setup, other)
     chex.assert_trees_all_equal(_data(first), _data(again))
     rows = slice(0, setup.config.num_envs)  # the very first step's
-    assert (first.replay.data.action[rows] != other.replay.data.action[rows]).any()
+    actions = [state.replay.data.action[0, 0, rows] for state in (first, other)]
+    assert (actions[0] != actions[1]).any()
 
 
 def _data(state):
     return dataclasses.replace(state, key=jax.random.key_data(state.key))
 
 
-def test_acts_uniformly_and_does_not_learn_until_min_replay_size():
+def test_the_warm_up_acts_uniformly_and_learns_nothing_but_statistics():
     config = toys.config(
-        num_envs=64, min_replay_size=512, chunk_steps=7, zero_last_layer=False
+        num_envs=64, min_replay_size=500, max_replay_size=512, zero_last_layer=False
     )  # a policy that is anything but uniform from the start
+    assert config.warm_up_steps == 8  # of 64 worlds: 512 transitions
     setup = loop.make_setup(config)
-    state = begin(setup)
-    before = jax.tree.map(jnp.copy, state.learner)
-    state, metrics = loop.train_chunk(setup, state)  # 448 transitions
-    assert metrics.updates == 0 and np.isnan(metrics.learning.loss)
+    begun = loop.init(setup)
+    before = jax.tree.map(jnp.copy, begun.learner)
+    state, metrics = loop.warm_up(setup, begun)
     chex.assert_trees_all_equal(before, state.learner)
-    counts = np.bincount(np.asarray(state.replay.data.action[:448]).ravel())
-    expected = 448 * 3 / 11
+    assert state.steps == 8 and state.replay.size == 512
+    assert state.normalizer.count == [512]
+    counts = np.bincount(np.asarray(state.replay.data.action).ravel())
+    expected = 512 * 3 / 11
     assert np.sum((counts - expected) ** 2 / expected) < 35.6  # 10 degrees, 99.99%
-    state, metrics = loop.train_chunk(setup, state)
-    assert metrics.updates > 0 and np.isfinite(metrics.learning.loss)
+    np.testing.assert_allclose(
+        metrics.reward, state.replay.data.reward.mean((1, 2)), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("algo", ["iq", "sac"])
@@ -87,24 +104,22 @@ def test_annealed_step_size_is_zero_after_the_last_update(algo):
         algo=algo,
         anneal_learning_rate=True,
         min_replay_size=60,
-        num_timesteps=96,
+        num_timesteps=64 + 96,
         **adapts,
     )
-    setup = loop.make_setup(config)  # 3 chunks of 4 steps of 8 worlds
-    assert config.num_updates == (3 * 4 - 7) * 2  # the 8th step has 60 transitions
-    state, updates = begin(setup), 0
+    setup = loop.make_setup(config)  # 8 steps of 8 worlds, and 3 chunks of 4
+    assert (config.num_chunks, config.num_updates) == (3, 3 * 4 * 2)
+    state = warmed(setup)
     for _ in range(config.num_chunks):
-        state, metrics = loop.train_chunk(setup, state)
-        updates += int(metrics.updates)
-    assert updates == config.num_updates
+        state, _ = loop.train_chunk(setup, state)
+    assert state.learner.updates == [config.num_updates]
 
     def learned():  # SAC's temperature is among its params
         temperature = getattr(state.learner, "log_temperature", None)
         return jax.tree.map(jnp.copy, (state.learner.params, temperature))
 
     before = learned()
-    state, metrics = loop.train_chunk(setup, state)
-    assert metrics.updates > 0
+    state, _ = loop.train_chunk(setup, state)
     chex.assert_trees_all_close(before, learned(), atol=1e-9)
 
 
@@ -121,26 +136,37 @@ def test_annealed_step_size_falls_linearly():
 
 
 def test_random_actions_fade_out_over_exploration_steps():
-    """The share of random actions is 1 - size / exploration_steps, then 0."""
-    env = toys.Commanded()
+    """The share of random actions is 1 - env steps / exploration_steps, then 0.
+
+    Whatever the ring holds: here it is a quarter of the exploration.
+    """
     setup = toys.toy_setup(
-        env, num_envs=64, min_replay_size=64, exploration_steps=512, chunk_steps=16
+        toys.Commanded(),
+        num_envs=64,
+        min_replay_size=64,
+        exploration_steps=512,
+        max_replay_size=128,
+        chunk_steps=1,
     )
 
-    class Zero(type(setup.agent)):
-        def act(self, learner, obs, key):
+    class Zero(type(setup.agent.policy)):
+        def sample(self, params, obs, key, temperature):
             return jnp.zeros((64, 2), jnp.int8)  # what random play seldom does
 
-    fields = dataclasses.fields(setup.agent)
-    agent = Zero(**{field.name: getattr(setup.agent, field.name) for field in fields})
-    setup = loop.Setup(dataclasses.replace(setup.config, chunk_steps=8), env, agent)
-    state, _ = loop.train_chunk(setup, begin(setup))
-    random = np.asarray((state.replay.data.action != 0).any(-1)).reshape(8, 64).mean(1)
-    expected = (1 - np.arange(8) / 8) * (1 - 1 / 11**2)
+    fields = dataclasses.fields(setup.agent.policy)
+    policy = Zero(**{f.name: getattr(setup.agent.policy, f.name) for f in fields})
+    agent = dataclasses.replace(setup.agent, policy=policy)
+    setup = dataclasses.replace(setup, agent=agent)
+    state, random = warmed(setup), []
+    for _ in range(10):
+        row = state.replay.insert_index
+        state, _ = loop.train_chunk(setup, state)
+        action = state.replay.data.action[0, 0, int(row) :][:64]
+        random.append(np.mean((action != 0).any(-1)))
+    expected = np.clip(1 - np.arange(1, 11) / 8, 0, 1) * (1 - 1 / 11**2)
     np.testing.assert_allclose(random, expected, atol=0.25)
-    np.testing.assert_allclose(random.mean(), expected.mean(), atol=0.08)
-    state, _ = loop.train_chunk(setup, state)  # the whole ring anew
-    assert (state.replay.data.action == 0).all()
+    np.testing.assert_allclose(np.mean(random), expected.mean(), atol=0.08)
+    assert random[-3:] == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -149,42 +175,45 @@ def test_random_actions_fade_out_over_exploration_steps():
 @pytest.mark.parametrize("algo", ["iq", "m_iq", "pcl", "trust_pcl"])
 def test_every_class_trains_with_every_algorithm(name, algo):
     setup = toys.toy_setup(toys.Commanded(), policy=name, algo=algo, num_bins=5)
-    state = loop.init(setup, jax.random.key(0))
+    state = warmed(setup)
     before = jax.tree.map(jnp.copy, state.learner.params)
-    for _ in range(2):
-        state, metrics = loop.train_chunk(setup, state)
-    assert metrics.updates > 0 and jnp.isfinite(metrics.learning.loss)
+    state, (_, statistics) = loop.train_chunk(setup, state)
+    assert jnp.isfinite(statistics.loss).all()
     moved = jax.tree.map(lambda a, b: (a != b).any(), before, state.learner.params)
     assert np.mean(jax.tree.leaves(moved)) > 0.8
-    assert state.replay.data.action.dtype == setup.agent.action_dtype
+    assert state.replay.data.action.dtype == setup.agent.policy.action_dtype
 
 
 def test_replay_holds_true_transitions_of_commanded_worlds():
-    """next_obs is obs + 1 even where the episode ended; terminated as commanded."""
+    """next_obs is obs + 1 even where the episode ended; discount as commanded."""
     env = toys.Commanded()
-    setup = toys.toy_setup(env, episode_length=3, num_envs=16, min_replay_size=512)
-    state = begin(setup)
-    for _ in range(4):
-        state, metrics = loop.train_chunk(setup, state)
-    data = jax.tree.map(lambda leaf: leaf[: int(state.replay.size)], state.replay.data)
-    control = setup.agent.control(data.action)
+    setup = toys.toy_setup(env, episode_length=3, num_envs=16, min_replay_size=256)
+    state, metrics = loop.warm_up(setup, loop.init(setup))
+    data = jax.tree.map(lambda leaf: leaf[0, 0, :256], state.replay.data)
+    control = setup.agent.policy.control(data.action)
     kept = np.asarray(control[:, 1] <= 0.5)  # the others diverge by command
+    np.testing.assert_array_equal(data.weight, kept)
     np.testing.assert_allclose(data.next_obs[kept, 0], data.obs[kept, 0] + 1, rtol=1e-6)
-    np.testing.assert_array_equal(data.terminated[kept], control[kept, 0] > 0.5)
-    np.testing.assert_array_equal(data.terminated[~kept], True)
-    assert np.isfinite(data.next_obs).all() and metrics.diverged > 0
+    np.testing.assert_allclose(data.reward[kept], data.next_obs[kept, 0])
+    np.testing.assert_array_equal(data.discount[kept] == 0, control[kept, 0] > 0.5)
+    assert set(np.unique(data.discount)) == {0, 1}
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(data))
+    assert metrics.diverged == [(~kept).sum()]
 
 
 def test_raw_observations_are_stored_and_normalized_on_reading(setup):
-    state = begin(setup)
+    state = loop.init(setup)
     obs = np.asarray(state.envs.obs)
-    state, _ = loop.train_chunk(setup, state)
-    np.testing.assert_array_equal(state.replay.data.obs[: len(obs)], obs)
-    assert state.normalizer.count == setup.config.env_steps_per_chunk
-    seen = loop.observe(setup, state.normalizer, state.envs.obs)
-    assert not np.allclose(seen, state.envs.obs)
+    state, _ = loop.warm_up(setup, state)
+    np.testing.assert_array_equal(state.replay.data.obs[:, :, : obs.shape[2]], obs)
+    np.testing.assert_array_equal(state.normalizer.count, 32)
+    np.testing.assert_allclose(
+        state.normalizer.mean[0], state.replay.data.obs[0, 0, :32].mean(0), rtol=1e-4
+    )
+    actors = loop.average_actors(setup, state)
+    chex.assert_trees_all_equal(actors.normalizer, state.normalizer)
     plain = loop.make_setup(toys.config(normalize_observations=False))
-    assert (loop.observe(plain, state.normalizer, obs) == obs).all()
+    assert loop.average_actors(plain, state).normalizer is None
 
 
 def test_what_is_learned_from_is_normalized():
@@ -202,30 +231,45 @@ def test_what_is_learned_from_is_normalized():
         def __getattr__(self, name):
             return getattr(self.agent, name)
 
-        def update(self, learner, batch, key):
+        def update(self, learner, batch, key, shards):
             both = (batch.obs, batch.next_obs)
-            return learner, {"squares": jnp.stack([jnp.square(b).mean() for b in both])}
+            squares = jnp.stack([jnp.square(b).mean() for b in both])
+            return learner, {"squares": shards.mean(squares)}
 
     setup = toys.toy_setup(Far(), num_envs=16)
     setup = dataclasses.replace(setup, agent=Reader(setup.agent))
-    state = begin(setup)
+    state = warmed(setup)
     for _ in range(3):
-        state, metrics = loop.train_chunk(setup, state)
-    squares = metrics.learning["squares"]
+        state, (_, learning) = loop.train_chunk(setup, state)
+    squares = learning["squares"]
     assert ((squares > 0.3) & (squares < 3)).all()
 
 
+def play(setup, greedy, seed=0):
+    """Episodes of a setup's untrained policy, one for each entry of `greedy`."""
+    actors = loop.average_actors(setup, loop.init(setup))
+    actor = jax.tree.map(lambda leaf: leaf[0], actors)
+    game = evaluation.Game(setup.env, setup.agent.policy, setup.config.episode_length)
+    keys = jax.random.split(jax.random.key(seed), len(greedy))
+    return evaluation.play(game, actor, np.asarray(greedy), keys)
+
+
 def test_evaluation_changes_nothing_and_is_repeatable(setup):
-    state = begin(setup)
+    state = warmed(setup)
     copy = jax.tree.map(jnp.copy, state)
+    greedy, config = evaluation.both_modes(2), setup.config
+    game = evaluation.Game(setup.env.for_worlds(4), setup.agent.policy, 1000)
+
+    def evaluated(env_steps):
+        actors = loop.average_actors(setup, copy)
+        seeds = np.arange(config.num_seeds)
+        phase = np.uint32(env_steps)
+        return evaluation.play_all(game, setup.layout, actors, greedy, seeds, phase)
+
+    first = evaluated(5)
+    chex.assert_trees_all_equal(first, evaluated(5))
+    assert (first.returns != evaluated(6).returns).any()
     state, _ = loop.train_chunk(setup, state)
-    greedy = evaluation.both_modes(2)
-    eval_setup = evaluation.make_setup(setup, 4, "native")
-    inputs = (copy.learner, copy.normalizer, greedy, evaluation.key(0, 5))
-    first = evaluation.play(eval_setup, *inputs)
-    chex.assert_trees_all_equal(first, evaluation.play(eval_setup, *inputs))
-    other = evaluation.play(eval_setup, *inputs[:3], evaluation.key(0, 6))
-    assert (first.returns != other.returns).any()
     copy, _ = loop.train_chunk(setup, copy)
     chex.assert_trees_all_equal(_data(state), _data(copy))
 
@@ -243,11 +287,7 @@ class Ending(toys.Commanded):
 def test_evaluation_counts_whole_episodes_of_known_worlds(greedy):
     """Nothing counts that comes after an episode's end, while others go on."""
     setup = toys.toy_setup(Ending(), episode_length=10)
-    state = begin(setup)
-    modes = np.full(16, greedy)
-    episodes = evaluation.play(
-        setup, state.learner, state.normalizer, modes, jax.random.key(0)
-    )
+    episodes = play(setup, np.full(16, greedy))
     lengths = np.asarray(episodes.lengths)
     assert set(lengths) == {2, 3}
     # The reward is the new position: start + 1, start + 2, ...
@@ -258,10 +298,7 @@ def test_evaluation_counts_whole_episodes_of_known_worlds(greedy):
 
 def test_evaluation_stops_at_the_time_limit():
     setup = toys.toy_setup(Ending(), episode_length=1)
-    state = begin(setup)
-    episodes = evaluation.play(
-        setup, state.learner, state.normalizer, np.ones(4, bool), jax.random.key(0)
-    )
+    episodes = play(setup, np.ones(4, bool))
     np.testing.assert_array_equal(episodes.lengths, 1)
 
 
@@ -282,10 +319,8 @@ class Succeeding(Ending):
 
 def test_evaluation_reports_success_at_any_step_of_an_episode():
     setup = toys.toy_setup(Succeeding(), episode_length=10)
-    state, modes = begin(setup), evaluation.both_modes(32)
-    episodes = evaluation.play(
-        setup, state.learner, state.normalizer, modes, jax.random.key(0)
-    )
+    modes = evaluation.both_modes(32)
+    episodes = play(setup, modes)
     # Starts below 0.5 pass 1 to 1.5 in their first step, and take 3 steps.
     np.testing.assert_array_equal(episodes.succeeded, episodes.lengths == 3)
     row = evaluation.summarize(episodes, modes)
@@ -296,7 +331,7 @@ def test_evaluation_reports_success_at_any_step_of_an_episode():
 
 
 def test_footprint_is_what_is_allocated(setup):
-    state = begin(setup)
+    state = loop.init(setup)
     bank = vector.make_bank(setup.env, jax.random.key(0), setup.config.num_envs)
     row = memory.tree_bytes(state.replay.data) // setup.config.max_replay_size
     parts = memory.footprint(setup)
@@ -321,8 +356,7 @@ def test_a_replay_larger_than_memory_is_refused(setup, monkeypatch):
 
 
 def test_replay_example_types():
-    data = jax.eval_shape(
-        lambda: loop.init(loop.make_setup(toys.config()), jax.random.key(0))
-    ).replay.data
+    setup = loop.make_setup(toys.config())
+    data = jax.eval_shape(lambda: loop.init(setup)).replay.data
     assert isinstance(data, replay.Transition)
     assert data.action.dtype == jnp.int8 and data.obs.dtype == jnp.float32

@@ -18,7 +18,8 @@ def rows(ids, width=3):
         obs=jnp.tile(ids[:, None].astype(jnp.float32), (1, width)),
         action=jnp.tile((ids % 100)[:, None].astype(jnp.int8), (1, 2)),
         reward=-ids.astype(jnp.float32),
-        terminated=ids % 2 == 1,
+        discount=(ids % 2).astype(jnp.float32),
+        weight=(ids % 3).astype(jnp.float32),
         next_obs=jnp.tile(ids[:, None] + 0.5, (1, width)),
     )
 
@@ -28,7 +29,8 @@ def check_aligned(batch):
     np.testing.assert_array_equal(batch.reward, -ids)
     np.testing.assert_array_equal(batch.next_obs[:, 1], ids + 0.5)
     np.testing.assert_array_equal(batch.action[:, 0], ids % 100)
-    np.testing.assert_array_equal(batch.terminated, ids % 2 == 1)
+    np.testing.assert_array_equal(batch.discount, ids % 2)
+    np.testing.assert_array_equal(batch.weight, ids % 3)
 
 
 def empty(capacity, width=3):
@@ -78,6 +80,27 @@ def test_refuses_another_dtype():
         replay.add(empty(12), batch)
 
 
+def test_rings_side_by_side_hold_and_give_their_own_rows():
+    """[2, 3] rings of 8 rows: what one of them alone would do, with its key."""
+    ids = jnp.arange(2 * 3 * 4).reshape(2, 3, 4)
+    lift = jax.vmap(jax.vmap(rows))
+    example = jax.tree.map(lambda leaf: leaf[:, :, 0], lift(ids))
+    rings = replay.init(example, 8)
+    keys = jax.random.split(jax.random.key(0), (2, 3))
+    alone = [empty(8) for _ in range(6)]
+    for shift in (0, 100, 200):  # wraps
+        rings = replay.add(rings, lift(ids + shift))
+        batch = replay.sample(rings, keys, 5)
+        for ring in range(6):
+            place = divmod(ring, 3)
+            alone[ring] = replay.add(alone[ring], rows(ids[place] + shift))
+            expected = replay.sample(alone[ring], keys[place], 5)
+            of_ring = jax.tree.map(lambda leaf, p=place: leaf[p], batch)
+            jax.tree.map(np.testing.assert_array_equal, of_ring, expected)
+    assert rings.size == 8 and rings.insert_index == 4
+
+
+@pytest.mark.slow
 def test_insert_cost_does_not_depend_on_capacity():
     """720 floats a row, 1024 rows at a time, ring full: 1M rows within twice 128k.
 
