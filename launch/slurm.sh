@@ -29,7 +29,7 @@ main() {
     wait_for $!
     local code=$?
     # A job that is ending already was cancelled, or goes back into the queue by itself.
-    if ((code == 0)) && unfinished && [[ $(job_state) == RUNNING ]]; then
+    if ((code == 0)) && unfinished "$@" && [[ $(job_state) == RUNNING ]]; then
         scontrol requeue "$SLURM_JOB_ID" || exit 1
     fi
     exit $code
@@ -50,9 +50,10 @@ wait_for() { # PID: its exit code, however many signals come in between
     wait "$1"
 }
 
-unfinished() {
+unfinished() { # ARGUMENTS
     local wanted taken
-    wanted=$(grep -Po '"num_timesteps": \K\d+' "$logdir/config.json")
+    wanted=$(flag num_timesteps "$@") # on a resume there may be another than the saved
+    wanted=${wanted:-$(grep -Po '"num_timesteps": \K\d+' "$logdir/config.json")}
     taken=$(tail -n 1 "$logdir/metrics.jsonl" | grep -Po '"env_steps": \K\d+')
     ((${taken:-0} < wanted))
 }

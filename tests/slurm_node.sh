@@ -66,8 +66,8 @@ PreemptMode=REQUEUE
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=2
 # The tasks find each other by the node's name, so it is one that resolves everywhere.
 NodeName=localhost NodeHostname=$(hostname) CPUs=4 State=UNKNOWN
-# A job in high takes the CPUs of those in low, which have GraceTime to end.
-PartitionName=low Nodes=localhost Default=YES MaxTime=INFINITE GraceTime=30 PriorityTier=1
+# A job in high takes the CPUs of those in low.
+PartitionName=low Nodes=localhost Default=YES MaxTime=INFINITE PriorityTier=1
 PartitionName=high Nodes=localhost MaxTime=INFINITE PriorityTier=2
 CONF
 }

@@ -58,6 +58,10 @@ class Job:
         rows = test_cli.metrics_rows(self.run)
         return [row["env_steps"] for row in rows if "training/sps" in row]
 
+    def said(self, words):
+        """How often its output holds some words."""
+        return self.output.read_text().count(words)
+
     def wait_for_progress(self):
         before = len(self.steps())
         self.wait_until(lambda: len(self.steps()) >= before + 10)
@@ -86,6 +90,17 @@ def requeue(job):
 
 def preempt(job):
     """Another job takes the node: the processes alone are told, and given a while."""
+    give_node_away(grace_seconds=30)
+
+
+def preempt_at_once(job):
+    """Likewise without GraceTime: SIGTERM comes twice, the first to processes alone."""
+    give_node_away(grace_seconds=0)
+
+
+def give_node_away(grace_seconds):
+    grace = f"GraceTime={grace_seconds}"
+    slurm_command("scontrol", "update", "PartitionName=low", grace)
     more = ["--partition=high", "--ntasks=4", "--output=/dev/null", "--wrap=sleep 1"]
     slurm_command("sbatch", *more)
 
@@ -98,23 +113,23 @@ def reach_time_limit(job):
 @pytest.mark.parametrize("tasks", [1, 2])
 def test_a_job_goes_on_after_every_way_of_being_stopped(slurm, tmp_path, tasks):
     job = Job(tmp_path, num_timesteps=100_000, tasks=tasks)
-    stops = [requeue, preempt, reach_time_limit]
+    stops = [requeue, preempt, preempt_at_once, reach_time_limit]
     for restarts, stop in enumerate(stops, start=1):
         job.wait_for_progress()
         stop(job)
-        job.wait_until(lambda wanted=restarts: job["Restarts"] == str(wanted))
+        job.wait_until(lambda wanted=restarts: job.said("resuming at ") == wanted)
+        assert job.said("state saved") == restarts, stop
+        assert job["Restarts"] == str(restarts)
     job.wait_until(lambda: job["JobState"] == "COMPLETED")
     assert job.steps() == list(range(32, 100_001, 32))
-    output = job.output.read_text()
-    assert output.count("resuming at ") == len(stops)
-    assert output.count("resuming at 0 ") == 0 and "done; " in output
+    assert not job.said("resuming at 0 ") and job.said("done; ") == 1
 
 
 def test_a_cancelled_job_saves_and_stays_cancelled(slurm, tmp_path):
     job = Job(tmp_path, num_timesteps=100_000_000, tasks=1)
     job.wait_for_progress()
     slurm_command("scancel", job.number)
-    job.wait_until(lambda: "state saved" in job.output.read_text())
+    job.wait_until(lambda: job.said("state saved"))
     job.wait_until(lambda: not slurm_command("squeue", "--noheader"))
     assert job["JobState"] == "CANCELLED" and job["Restarts"] == "0"
 
