@@ -33,9 +33,14 @@ def slurm(tmp_path_factory):
         patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
         patch.setenv("PYTHONPATH", str(ROOT))
         yield
-        slurm_command("scancel", "--user=root")
-        wait_until(lambda: not slurm_command("squeue", "--noheader"))
+        wait_until(cancel_all)
     subprocess.run([NODE, "stop", folder], check=True, timeout=60)
+
+
+def cancel_all():
+    """Whether no job is left."""
+    slurm_command("scancel", "--user=root")
+    return not slurm_command("squeue", "--noheader")
 
 
 class Job:
