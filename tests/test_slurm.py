@@ -1,0 +1,145 @@
+"""launch/slurm.sh on a Slurm cluster of one node, which the tests bring up."""
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import test_cli
+
+ROOT = Path(__file__).parents[1]
+NODE = ROOT / "tests" / "slurm_node.sh"
+SCRIPT = ROOT / "launch" / "slurm.sh"
+MISSING = [name for name in ("munged", "slurmctld", "slurmd") if not shutil.which(name)]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        bool(MISSING),
+        reason=f"no {', '.join(MISSING)}: apt-get install slurm-wlm munge",
+    ),
+    pytest.mark.skipif(os.geteuid() != 0, reason="Slurm's daemons are started as root"),
+]
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slurm")
+    subprocess.run([NODE, "start", folder], check=True, timeout=60)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+        patch.setenv("PYTHONPATH", str(ROOT))
+        yield
+        wait_until(cancel_all)
+    subprocess.run([NODE, "stop", folder], check=True, timeout=60)
+
+
+def cancel_all():
+    """Whether no job is left."""
+    slurm_command("scancel", "--user=root")
+    return not slurm_command("squeue", "--noheader")
+
+
+class Job:
+    """A run of small settings submitted through launch/slurm.sh."""
+
+    def __init__(self, folder, num_timesteps, tasks):
+        self.run, self.output = folder / "run", folder / "output"
+        options = ["--parsable", f"--ntasks={tasks}", f"--output={self.output}"]
+        steps = f"--num_timesteps={num_timesteps}"  # the later of two flags holds
+        flags = [*test_cli.SETTINGS, steps, "--logdir", str(self.run)]
+        self.number = slurm_command("sbatch", *options, str(SCRIPT), *flags)
+
+    def __getitem__(self, name):
+        """A field of `scontrol show job`."""
+        shown = slurm_command("scontrol", "show", "job", self.number, "--oneliner")
+        return dict(part.split("=", 1) for part in shown.split() if "=" in part)[name]
+
+    def steps(self):
+        """The env steps of its training rows so far."""
+        rows = test_cli.metrics_rows(self.run)
+        return [row["env_steps"] for row in rows if "training/sps" in row]
+
+    def said(self, words):
+        """How often its output holds some words."""
+        return self.output.read_text().count(words)
+
+    def wait_for_progress(self):
+        before = len(self.steps())
+        self.wait_until(lambda: len(self.steps()) >= before + 10)
+
+    def wait_until(self, condition):
+        assert wait_until(condition), self.output.read_text()
+
+
+def slurm_command(*arguments):
+    result = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    return result.stdout.strip()
+
+
+def wait_until(condition, seconds=180.0):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def requeue(job):
+    slurm_command("scontrol", "requeue", job.number)
+
+
+def preempt(job):
+    """Another job takes the node: the processes alone are told, and given a while."""
+    give_node_away(grace_seconds=30)
+
+
+def preempt_at_once(job):
+    """Likewise without GraceTime: SIGTERM comes twice, the first to processes alone."""
+    give_node_away(grace_seconds=0)
+
+
+def give_node_away(grace_seconds):
+    grace = f"GraceTime={grace_seconds}"
+    slurm_command("scontrol", "update", "PartitionName=low", grace)
+    more = ["--partition=high", "--ntasks=4", "--output=/dev/null", "--wrap=sleep 1"]
+    slurm_command("sbatch", *more)
+
+
+def reach_time_limit(job):
+    """What Slurm sends ahead of it."""
+    slurm_command("scancel", "--batch", "--signal=USR1", job.number)
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_a_job_goes_on_after_every_way_of_being_stopped(slurm, tmp_path, tasks):
+    job = Job(tmp_path, num_timesteps=100_000, tasks=tasks)
+    stops = [requeue, preempt, preempt_at_once, reach_time_limit]
+    for restarts, stop in enumerate(stops, start=1):
+        job.wait_for_progress()
+        stop(job)
+        job.wait_until(lambda wanted=restarts: job.said("resuming at ") == wanted)
+        assert job.said("state saved") == restarts, stop
+        assert job["Restarts"] == str(restarts)
+    job.wait_until(lambda: job["JobState"] == "COMPLETED")
+    assert job.steps() == list(range(32, 100_001, 32))
+    assert not job.said("resuming at 0 ") and job.said("done; ") == 1
+
+
+def test_a_cancelled_job_saves_and_stays_cancelled(slurm, tmp_path):
+    job = Job(tmp_path, num_timesteps=100_000_000, tasks=1)
+    job.wait_for_progress()
+    slurm_command("scancel", job.number)
+    job.wait_until(lambda: job.said("state saved"))
+    job.wait_until(lambda: not slurm_command("squeue", "--noheader"))
+    assert job["JobState"] == "CANCELLED" and job["Restarts"] == "0"
+
+
+def test_a_run_that_fails_is_not_queued_again(slurm, tmp_path):
+    job = Job(tmp_path, num_timesteps=-1, tasks=1)
+    job.wait_until(lambda: job["JobState"] == "FAILED")
+    assert job["ExitCode"] == "2:0" and job["Restarts"] == "0"
