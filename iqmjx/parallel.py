@@ -21,6 +21,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import socket
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -191,6 +194,66 @@ def fit_shards(num_seeds: int, num_shards: int) -> int:
     """Shards for the devices that there are: those given, or one for each device."""
     per_seed = jax.device_count() // math.gcd(num_seeds, jax.device_count())
     return per_seed if num_shards % per_seed else num_shards
+
+
+def join(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Joins the other processes of the run, if it has any.
+
+    Without arguments JAX finds them by the variables of Slurm or Open MPI. On CPUs,
+    processes that share a machine's cores divide them. Must be called before anything
+    is computed.
+
+    Args:
+        coordinator: host:port of process 0, the same for all.
+        num_processes: how many there are.
+        process_id: which of them this is.
+    """
+    alone = "1"
+    started = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+    if coordinator is None and all(os.environ.get(n, alone) == alone for n in started):
+        return
+    # Its handler of SIGTERM would replace ours.
+    jax.config.update("jax_enable_preemption_service", False)
+    if coordinator is None:
+        jax.distributed.initialize()
+    else:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            cluster_detection_method="deactivate",
+        )
+    if jax.default_backend() == "cpu" and hasattr(os, "sched_setaffinity"):
+        _divide_cpus()
+
+
+def _divide_cpus() -> None:
+    """Keeps this process on its share of the CPUs that others here may use as well."""
+    cpus = sorted(os.sched_getaffinity(0))
+    place = zlib.crc32(f"{socket.gethostname()} {cpus}".encode())
+    same = np.flatnonzero(gather(np.array(place, np.uint32)) == place)
+    mine = int(np.flatnonzero(same == jax.process_index())[0])
+    os.sched_setaffinity(0, cpus[mine :: len(same)] or cpus)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that prints and logs."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def tell_all(text: str) -> str:
+    """The text of process 0, on every process; all processes must call it."""
+    if jax.process_count() == 1:
+        return text
+    room = np.zeros(4096, np.uint8)
+    data = np.frombuffer(text.encode(), np.uint8)[: len(room)]
+    room[: len(data)] = data
+    told = multihost_utils.broadcast_one_to_all(room)
+    return bytes(np.asarray(told, np.uint8)).rstrip(b"\0").decode()
 
 
 def gather(value: np.ndarray) -> np.ndarray:

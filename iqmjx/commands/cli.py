@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import jax
 from absl import app, flags, logging
 
-from iqmjx import agents
+from iqmjx import agents, parallel
 from iqmjx.config import Config, setting_fields
 from iqmjx.settings import kind, refuse
 
@@ -23,7 +23,8 @@ _MJX_THREADS = "16"
 
 def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
     """Ends the program with a one-line error and an exit code."""
-    print(f"error: {message}", file=sys.stderr)
+    if parallel.is_first():
+        print(f"error: {message}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
 from rich import console, table
 
-from iqmjx import loop, presets
+from iqmjx import loop, parallel, presets
 from iqmjx.commands import cli
 from iqmjx.presets import Resolved
 from iqmjx.run import memory, run_folder, trainer
@@ -24,34 +25,77 @@ _LOGDIR = flags.DEFINE_string(
 _RESUME = flags.DEFINE_bool(
     "resume", False, "Go on with the run in --logdir, with the flags it began with."
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "host:port of process 0, where a run of several processes is started by hand; "
+    "Slurm's and Open MPI's find each other.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 cli.define_config_flags()
 
 
 def main() -> None:
     """Runs the command."""
     with cli.user_errors():
+        _join_processes()
         given = cli.given_settings()
         if _RESUME.value:
             resolved, folder = _resumed(given)
         else:
             resolved = presets.resolve(given, _PRESET.value)
             folder = _new_folder(resolved)
-            run_folder.refuse_existing(folder)
         setup = loop.make_setup(trainer.fit_devices(resolved.config, _RESUME.value))
         parts = memory.footprint(setup)
         memory.check(parts, setup.config)
-    _print_settings(resolved, parts, folder)
-    if not _RESUME.value:
         resolved = dataclasses.replace(resolved, config=setup.config)
-        run_folder.create(folder, resolved)
+        folder = Path(_by_first(lambda: str(_prepare(folder, resolved, parts))))
     with cli.user_errors():
         try:
             finished = trainer.train(resolved.config, folder, resume=_RESUME.value)
         except trainer.DivergedError as error:
             cli.fail(str(error), cli.EXIT_FAILURE)
-    if finished:
+    if finished and parallel.is_first():
         print(f"done; python -m iqmjx.evaluate --checkpoint {folder} plays the policy")
     sys.exit(0)
+
+
+def _join_processes() -> None:
+    told = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    if any(each is None for each in told) and any(each is not None for each in told):
+        raise ValueError(
+            "--coordinator, --num_processes and --process_id go together: give all "
+            "three to each process, or none"
+        )
+    parallel.join(*told)
+
+
+def _by_first(prepare: Callable[[], str]) -> str:
+    """What process 0 prepares, on every process.
+
+    Raises:
+        ValueError: on every process, where it is raised on process 0.
+    """
+    ok, text = True, ""
+    if parallel.is_first():
+        try:
+            text = prepare()
+        except ValueError as error:
+            ok, text = False, str(error)
+    text = parallel.tell_all(f"{int(ok)}{text}")
+    if text[0] == "0":
+        raise ValueError(text[1:])
+    return text[1:]
+
+
+def _prepare(folder: Path, resolved: Resolved, parts: dict[str, int]) -> Path:
+    """Makes or updates the run's folder, and prints what will be run."""
+    if not _RESUME.value:
+        run_folder.refuse_existing(folder)
+    _print_settings(resolved, parts, folder)
+    run_folder.create(folder, resolved)  # on a resume, with the new schedule
+    return folder
 
 
 def _resumed(given: dict) -> tuple[Resolved, Path]:

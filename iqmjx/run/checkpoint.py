@@ -27,6 +27,7 @@ CHECKPOINTS = "checkpoints"
 _NEWEST_KEPT = 2
 _CHUNK_BYTES = 2**26  # what is compressed at a time
 _NAMES_TOLD = 4
+_STEPS = "0.steps"  # of the item `worlds`: [S, G, N/G]
 
 
 class Store:
@@ -75,37 +76,88 @@ def open_store(run_folder: Path, state: loop.TrainState) -> Iterator[Store]:
         store.close()
 
 
+def has_steps(run_folder: Path) -> bool:
+    """Whether a run has saved a state, whole or damaged."""
+    folder = run_folder / CHECKPOINTS
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+
 def restore(
-    run_folder: Path, setup: loop.Setup, saved_shards: int
+    run_folder: Path, setup: loop.Setup
 ) -> tuple[int, loop.TrainState, list[str]]:
-    """Restores the newest whole state of a run.
+    """Restores the newest whole state of a run, onto the setup's devices.
+
+    Where it was saved with another number of shards than the setup's, worlds and
+    replay are divided anew: no world and no transition is lost, but batches are drawn
+    from other shards.
 
     Args:
         run_folder: the run's folder.
-        setup: the run's setup; the state is placed on its devices.
-        saved_shards: the number of shards that the state was saved with. Where that is
-            another than the setup's, worlds and replay are divided anew: no world and
-            no transition is lost, but batches are drawn from other shards.
+        setup: the run's setup.
 
     Returns:
-        The env steps it was saved at, the state, and a line about each newer step that
-        could not be read.
+        The env steps it was saved at, the state, and lines to be told: about each newer
+        step that could not be read, and about a new division.
 
     Raises:
         ValueError: where no step can be restored.
     """
     wanted = abstract_state(setup)
-    folder = run_folder / CHECKPOINTS
-    if saved_shards == setup.shards.count:
-        placed = setup.layout.placed(loop.SPECS, wanted)
-        step, arrays, problems = _restore_newest(folder, placed)
-        raw = jax.tree.map(_owned, _assemble(wanted, arrays))
+    folder = (run_folder / CHECKPOINTS).absolute()
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: there is no checkpoint (no such folder)")
+    told = []
+    with ocp.CheckpointManager(
+        folder, item_handlers=_handlers(_parts(wanted))
+    ) as manager:
+        for step in sorted(manager.all_steps(), reverse=True):
+            try:
+                state, divided = _restore_step(manager, step, setup, wanted)
+                return step, state, told + divided
+            # Damage shows in many ways (missing files, short reads, bad JSON): each is
+            # reported, and an older step tried.
+            except Exception as error:
+                reason = str(error).strip().split("\n")[0][:300]
+                told.append(
+                    f"warning: step {step} cannot be read: {reason}; falling back to "
+                    f"an older one"
+                )
+    detail = "; ".join(told) or "it holds no step"
+    raise ValueError(f"{folder}: there is no whole checkpoint to restore ({detail})")
+
+
+def _restore_step(
+    manager: ocp.CheckpointManager,
+    step: int,
+    setup: loop.Setup,
+    wanted: loop.TrainState,
+) -> tuple[loop.TrainState, list[str]]:
+    """The state of one step, and a line where its shards are divided anew."""
+    items = manager.item_metadata(step)
+    saved: dict[str, Mapping[str, Any]] = {}
+    for part in _parts(wanted):
+        metadata: Any = items.get(part, None)
+        saved[part] = metadata.tree if metadata else {}
+    layout, shards = setup.layout, _shards_of(saved["worlds"])
+    if shards in (None, layout.num_shards):
+        placed = layout.placed(loop.SPECS, wanted)
+        raw = _read(manager, step, saved, placed)
+        raw = jax.tree.map(_owned, raw)
+        told = []
     else:
-        saved = loop.regrouped(wanted, saved_shards)
-        step, arrays, problems = _restore_newest(folder, saved)
-        raw = loop.regrouped(_assemble(saved, arrays), setup.shards.count)
-        raw = setup.layout.place(loop.SPECS, raw)
-    return step, jax.tree.map(_typed, raw, wanted), problems
+        whole = _read(manager, step, saved, loop.regrouped(wanted, shards))
+        raw = layout.place(loop.SPECS, loop.regrouped(whole, layout.num_shards))
+        told = [
+            f"worlds and replay, saved in {shards} shards, are divided anew into "
+            f"{layout.num_shards}"
+        ]
+    return jax.tree.map(_typed, raw, wanted), told
+
+
+def _shards_of(worlds: Mapping[str, Any]) -> int | None:
+    """The number of shards of a saved state; None where it is none of ours."""
+    steps = worlds.get(_STEPS)
+    return steps.shape[1] if steps is not None and len(steps.shape) == 3 else None
 
 
 def abstract_state(setup: loop.Setup) -> loop.TrainState:
@@ -212,57 +264,39 @@ def _handlers(parts: dict[str, Any]) -> dict[str, ocp.PyTreeCheckpointHandler]:
     }
 
 
-def _restore_newest(
-    folder: Path, wanted: loop.TrainState
-) -> tuple[int, dict[str, dict[str, Any]], list[str]]:
-    """The arrays of the newest step that can be read.
+def _read(
+    manager: ocp.CheckpointManager,
+    step: int,
+    saved: dict[str, Mapping[str, Any]],
+    wanted: loop.TrainState,
+) -> Any:
+    """The state of one step, keys as numbers.
 
-    They are placed by the shardings of the shapes `wanted`; NumPy's where there is
-    none.
+    It is placed by the shardings of the shapes `wanted`; NumPy's where there is none.
+
+    Raises:
+        ValueError: where what is saved (shapes by name) is not what is wanted.
     """
     parts = _parts(wanted)
-    folder = folder.absolute()
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: there is no checkpoint (no such folder)")
-    problems = []
-    with ocp.CheckpointManager(folder, item_handlers=_handlers(parts)) as manager:
-        for step in sorted(manager.all_steps(), reverse=True):
-            try:
-                return step, _restore_step(manager, step, parts), problems
-            # Damage shows in many ways (missing files, short reads, bad JSON): each is
-            # reported, and an older step tried.
-            except Exception as error:
-                reason = str(error).strip().split("\n")[0][:300]
-                problems.append(f"step {step} cannot be read: {reason}")
-    detail = "; ".join(problems) or "it holds no step"
-    raise ValueError(f"{folder}: there is no whole checkpoint to restore ({detail})")
-
-
-def _restore_args(like: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
-    if like.sharding is None:
-        return ocp.RestoreArgs(restore_type=np.ndarray)
-    return ocp.ArrayRestoreArgs(sharding=like.sharding, global_shape=like.shape)
-
-
-def _restore_step(
-    manager: ocp.CheckpointManager, step: int, parts: dict[str, dict[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    metadata = manager.item_metadata(step)
-    told = []
-    for part, wanted in parts.items():
-        saved = metadata.get(part, None)
-        told += differences(saved.tree if saved else {}, wanted)
+    told = [line for part in parts for line in differences(saved[part], parts[part])]
     if told:
         more = f" and {len(told) - _NAMES_TOLD} more" if told[_NAMES_TOLD:] else ""
         raise ValueError(
             "it was saved by another version of iqmjx, or with other settings: "
             f"{', '.join(told[:_NAMES_TOLD])}{more}"
         )
-
     items = {
-        part: ocp.args.PyTreeRestore(wanted, jax.tree.map(_restore_args, wanted))
-        for part, wanted in parts.items()
+        part: ocp.args.PyTreeRestore(shapes, jax.tree.map(_restore_args, shapes))
+        for part, shapes in parts.items()
     }
     restored = manager.restore(step, args=ocp.args.Composite(**items))
+    arrays = {part: dict(restored[part]) for part in parts}
+    del restored
     gc.collect()  # as in Store.save
-    return {part: dict(restored[part]) for part in parts}
+    return _assemble(wanted, arrays)
+
+
+def _restore_args(like: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+    if like.sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray)
+    return ocp.ArrayRestoreArgs(sharding=like.sharding, global_shape=like.shape)

@@ -18,6 +18,8 @@ from iqmjx import loop, registry
 from iqmjx.config import Config
 
 FILE = "metrics.jsonl"
+BEGINNING = -1
+"""What a run is resumed at that had no checkpoint yet: no row of it is kept."""
 
 LOGGERS: dict[str, str] = {"tensorboard": "iqmjx.run.metrics:TensorBoard"}
 
@@ -51,7 +53,9 @@ class TensorBoard:
     def __init__(self, folder: Path, config: Config, resume_at: int | None):
         del config
         self._writer = tensorboardX.SummaryWriter(
-            str(folder), purge_step=resume_at, write_to_disk=True
+            str(folder),
+            purge_step=None if resume_at is None else resume_at + 1,
+            write_to_disk=True,
         )
 
     def write(self, env_steps: int, row: dict[str, float]) -> None:

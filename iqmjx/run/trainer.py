@@ -43,8 +43,9 @@ def train(
     Args:
         config: the run's settings.
         folder: where checkpoints and metrics are written.
-        resume: start from the newest whole checkpoint in the folder. Where the devices
-            cannot divide the shards of the run, they are made anew, one per device.
+        resume: start from the newest whole checkpoint in the folder, or from the
+            beginning where there is none yet. Where the devices cannot divide the
+            shards of the run, they are made anew, one per device.
         env: an environment object, in place of the one that `config.env` names.
 
     Returns:
@@ -52,21 +53,17 @@ def train(
         saved.
 
     Raises:
-        ValueError: on a resume without a checkpoint that can be read.
+        ValueError: on a resume where no checkpoint can be read.
         DivergedError: once the loss is not finite; what was saved before is kept.
     """
     start = time.perf_counter()
     setup = loop.make_setup(fit_devices(config, resume), env)
     with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(Progress(config.total_env_steps, _is_first()))
-        if resume:
-            env_steps, state = _resumed(setup, folder, config.num_shards, progress)
-        else:
-            with progress.compiling("the start states"):  # and Warp's kernels: minutes
-                env_steps, state = 0, jax.block_until_ready(loop.init(setup))
-        seeds = []
-        if _is_first():
-            seeds = _open_seeds(setup, folder, env_steps if resume else None)
+        progress = stack.enter_context(
+            Progress(config.total_env_steps, parallel.is_first())
+        )
+        env_steps, state, resume_at = _begin(setup, folder, resume, progress)
+        seeds = _open_seeds(setup, folder, resume_at) if parallel.is_first() else []
         for seed in seeds:
             stack.enter_context(contextlib.closing(seed))
         store = stack.enter_context(checkpoint.open_store(folder, state))
@@ -74,7 +71,9 @@ def train(
         stop = stack.enter_context(_stop_requests())
         spent = max((seed.walltime for seed in seeds), default=0.0)
         run = _Run(setup, seeds, store, progress, start - spent)
-        state = run.go_on(env_steps, state, stop, fresh=not resume)
+        state = run.go_on(
+            env_steps, state, stop, fresh=resume_at is None or resume_at < 0
+        )
         if state is not None:
             progress.say(
                 f"stopped at {run.env_steps:,} env steps, state saved; to go on: "
@@ -261,25 +260,21 @@ def _open_seeds(setup: loop.Setup, folder: Path, resume_at: int | None) -> list[
     return [_Seed(setup, config, own, resume_at) for config, own in seeds]
 
 
-def _resumed(
-    setup: loop.Setup, folder: Path, saved_shards: int, progress: Progress
-) -> tuple[int, loop.TrainState]:
-    """The env steps taken and the state to go on from."""
-    env_steps, state, problems = checkpoint.restore(folder, setup, saved_shards)
-    for problem in problems:
-        progress.say(f"warning: {problem}; falling back to an older one")
-    if saved_shards != setup.config.num_shards:
-        progress.say(
-            f"worlds and replay, saved in {saved_shards} shards, are divided anew into "
-            f"{setup.config.num_shards}"
-        )
-    progress.say(f"resuming at {env_steps:,} env steps")
-    return env_steps, state
-
-
-def _is_first() -> bool:
-    """Whether this process is the one that prints and logs."""
-    return jax.process_index() == 0
+def _begin(
+    setup: loop.Setup, folder: Path, resume: bool, progress: Progress
+) -> tuple[int, loop.TrainState, int | None]:
+    """The env steps taken, the state to go on from, and what metrics resume at."""
+    if resume and checkpoint.has_steps(folder):
+        env_steps, state, told = checkpoint.restore(folder, setup)
+        for line in told:
+            progress.say(line)
+        progress.say(f"resuming at {env_steps:,} env steps")
+        return env_steps, state, env_steps
+    if resume:  # stopped before its first checkpoint
+        progress.say("there is no checkpoint yet: beginning at 0 env steps")
+    with progress.compiling("the start states"):  # and Warp's kernels: minutes
+        state = jax.block_until_ready(loop.init(setup))
+    return 0, state, metrics.BEGINNING if resume else None
 
 
 def _agree(stop: bool) -> bool:
@@ -306,7 +301,8 @@ def _spread(count: int, config: Config, *, include_start: bool) -> set[int]:
 def _stop_requests() -> Iterator[list[int]]:
     """A list that Ctrl-C and SIGTERM are noted in, to be looked at between chunks.
 
-    A second signal acts as usual. Off the main thread signals are left alone.
+    A second Ctrl-C acts as usual. A second SIGTERM does not: Slurm sends several. Off
+    the main thread signals are left alone.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -316,10 +312,11 @@ def _stop_requests() -> Iterator[list[int]]:
     before = {number: signal.getsignal(number) for number in signals}
 
     def note(number, _frame):
+        if not received and parallel.is_first():
+            print("\nstopping after this chunk ...", flush=True)
         received.append(number)
-        print("\nstopping after this chunk ...", flush=True)
-        for each in signals:
-            signal.signal(each, before[each])
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
 
     for number in signals:
         signal.signal(number, note)
