@@ -1,15 +1,22 @@
-"""Tasks and the physics engines under them; imports nothing of iqmjx."""
+"""Tasks and the physics engines under them; imports nothing else of iqmjx.
+
+A task is named as one of `REGISTRY`, as `package.module:Class` (docs/own_task), or as
+a task of brax or MuJoCo Playground (`brax:ant`, `playground:CheetahRun`). Errors say
+what is wrong, and leave it to the caller to say where it was given.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
 
+from iqmjx.envs import outside
+from iqmjx.envs import physics as engines
 from iqmjx.envs.adroit.door import Door, DoorSparse
 from iqmjx.envs.adroit.hammer import Hammer, HammerSparse
 from iqmjx.envs.adroit.pen import Pen, PenSparse
 from iqmjx.envs.adroit.relocate import Relocate, RelocateSparse
-from iqmjx.envs.base import Env, State
+from iqmjx.envs.base import Env, Start, State, Task
 from iqmjx.envs.locomotion.ant import Ant
 from iqmjx.envs.locomotion.half_cheetah import HalfCheetah
 from iqmjx.envs.locomotion.hopper import Hopper
@@ -24,15 +31,32 @@ REGISTRY: dict[str, type[Env]] = {
     env.name: env for env in _LOCOMOTION + _ADROIT + _SPARSE
 }
 
-__all__ = ["REGISTRY", "Env", "State", "episode_length", "make", "resolve"]
+__all__ = [
+    "REGISTRY",
+    "Env",
+    "Start",
+    "State",
+    "Task",
+    "episode_length",
+    "make",
+    "resolve",
+    "resolve_physics",
+    "task_class",
+]
 
 
 def resolve(name: str) -> str:
-    """Returns the registered name for any spelling (`Humanoid-v5`, `AdroitHandPen-v1`).
+    """Returns the one name of a task, for any spelling (`humanoid`, `Humanoid-v5`).
+
+    A task from outside is imported, and keeps its name (`package.module:Class`).
 
     Raises:
-        ValueError: where no task has this name; the message lists close ones.
+        ValueError: where there is no such task, its module cannot be imported, or its
+            package is not installed; the message lists close names, or says how to
+            install it.
     """
+    if ":" in name:
+        return outside.resolve(name)
     plain = re.sub(r"^adroit_?hand_?|-v[15]$", "", name.strip(), flags=re.IGNORECASE)
     plain = re.sub(r"[^a-z0-9]", "", plain.lower())
     if plain in REGISTRY:
@@ -40,27 +64,58 @@ def resolve(name: str) -> str:
     close = difflib.get_close_matches(plain, REGISTRY, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "there are"
     known = "" if close else f" {', '.join(REGISTRY)}"
-    raise ValueError(f"--env {name}: no such task; {hint}{known}")
+    raise ValueError(f"no such task; {hint}{known}")
 
 
-def episode_length(name: str) -> int:
-    """A task's own time limit, in control steps.
-
-    Raises:
-        ValueError: for an unknown task.
-    """
-    return REGISTRY[resolve(name)].episode_length
-
-
-def make(name: str, physics: str = "auto", num_worlds: int = 1) -> Env:
-    """Builds a task by name on an engine (`auto`, `native`, `mjx`, `warp`).
+def resolve_physics(name: str, engine: str = "auto") -> str:
+    """Returns the engine that a task is built on: `auto` where it brings its own.
 
     Args:
         name: any spelling that `resolve` takes.
-        physics: the engine; `auto` picks by platform.
+        engine: `auto`, `native`, `mjx` or `warp`.
+
+    Raises:
+        ValueError: for an engine that the task or the platform cannot run on.
+    """
+    name = resolve(name)
+    if task_class(name) is not None:
+        return engines.resolve(engine)
+    if engine != "auto":
+        raise ValueError(f"{name} brings its own engine: give auto")
+    return engine
+
+
+def episode_length(name: str) -> int:
+    """The task's own time limit, control steps, for any spelling of its name."""
+    name = resolve(name)
+    own = task_class(name)
+    return outside.episode_length(name) if own is None else own.episode_length
+
+
+def make(name: str, physics: str = "auto", num_worlds: int = 1) -> Task:
+    """Builds a task by name on an engine.
+
+    Args:
+        name: any spelling that `resolve` takes.
+        physics: `native`, `mjx`, `warp`, or `auto` by platform; `auto` where the task
+            brings its own.
         num_worlds: how many worlds one vmapped call will step.
 
     Raises:
-        ValueError: for an unknown task, or an engine the platform cannot run.
+        ValueError: for an unknown task, one that has not a task's interface, or an
+            engine that it or the platform cannot run on.
     """
-    return REGISTRY[resolve(name)](physics, num_worlds)
+    name = resolve(name)
+    physics = resolve_physics(name, physics)
+    own = task_class(name)
+    return outside.make(name) if own is None else own(physics, num_worlds)
+
+
+def task_class(name: str) -> type[Env] | None:
+    """The class of a task that runs on our engines; None where it brings its own.
+
+    Args:
+        name: any spelling that `resolve` takes.
+    """
+    name = resolve(name)
+    return outside.own_class(name) if ":" in name else REGISTRY[name]

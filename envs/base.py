@@ -1,15 +1,17 @@
-"""The environment interface, and the base of tasks that are a MuJoCo model.
+"""What a task is (`Task`), and the base of tasks that are a MuJoCo model (`Env`).
 
-An environment is two pure functions of one world, batched by the caller with
-`jax.vmap`. Its `State` has the fields of `brax.envs.State` and its attributes those of
-`brax.envs.Env`, so brax's wrappers and learners take these environments as they are.
+A task is two pure functions of one world, batched by the caller with `jax.vmap`. Its
+`State` has the fields of `brax.envs.State`, and an `Env` the attributes of
+`brax.envs.Env`, so brax's wrappers and learners take our tasks as they are.
 """
 
 from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any, NamedTuple
+import inspect
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +26,76 @@ from iqmjx.envs.physics import PhysicsState
 
 @struct.dataclass
 class State:
-    """The state of one world (of N worlds under `jax.vmap`)."""
+    """The state of one world (of N worlds under `jax.vmap`).
 
-    pipeline_state: PhysicsState
+    Every leaf belongs to one world and holds at least one number, and none is weakly
+    typed: callers may `vmap`, select by world, scan over and save the whole of it.
+
+    Two entries of `info` have a meaning to a run; a task has them in all of its states
+    or in none:
+
+    - `truncation`, float32: 1 where the task ended the episode by a limit of its own.
+      `done` is 1 there too, and the episode counts as cut off, not as terminated.
+    - `overflow`, int32: not 0 where contacts or constraints of this step were dropped
+      for want of room.
+    """
+
+    pipeline_state: Any  # the task's own: a PhysicsState in tasks that are an Env
     obs: Float[Array, "*N O"]
     reward: Float[Array, "*N"]
-    done: Float[Array, "*N"]  # 1 where the task terminated; a time limit is not its own
-    metrics: dict[str, jax.Array] = struct.field(default_factory=dict)
+    done: Float[Array, "*N"]  # 1 where the task ended the episode; our limit is not it
+    metrics: dict[str, jax.Array] = struct.field(default_factory=dict)  # "*N", to log
     info: dict[str, Any] = struct.field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """What a run asks of the physics under a task."""
+
+    name: str  # as logs and benchmarks give it
+
+    def scratch_bytes(self) -> int:
+        """Memory that stepping all worlds takes besides their states."""
+        ...
+
+
+class Task(Protocol):
+    """All that a run asks of a task. `Env` has it, and so has a task from outside."""
+
+    name: str
+    gymnasium_id: str | None  # its twin in Gymnasium, where there is one
+    terminates: bool  # False: every episode lasts until the time limit
+    episode_length: int  # control steps, the task's own time limit
+    frame_skip: int | None  # physics steps per control step, where known
+
+    @property
+    def physics(self) -> Engine:
+        """The engine that steps it."""
+        ...
+
+    @property
+    def observation_size(self) -> int:
+        """O, the number of entries of an observation."""
+        ...
+
+    @property
+    def action_size(self) -> int:
+        """A, the number of action dimensions."""
+        ...
+
+    def reset(self, rng: PRNGKeyArray) -> State:
+        """Begins an episode of one world; `rng` is consumed."""
+        ...
+
+    def step(self, state: State, control: Float[Array, " A"]) -> State:
+        """Takes one control step of one world; `control` is in [-1, 1].
+
+        The new state has the shapes and types of the one given.
+        """
+        ...
+
+    def for_worlds(self, num_worlds: int) -> Task:
+        """The same task on the same engine, for another number of worlds."""
+        ...
 
 
 class Start(NamedTuple):
@@ -43,18 +107,31 @@ class Start(NamedTuple):
 
 
 class Env(abc.ABC):
-    """One task. Subclasses set the constants and write the four short methods."""
+    """One task. Subclasses set the constants and write the short methods.
+
+    A subclass that says nothing of `name` is called `module:Class`, and one that says
+    nothing of `gymnasium_id` has no twin in Gymnasium, whatever it derives from.
+    """
 
     name: str
-    gymnasium_id: str
+    xml: str  # the model's file, beside the module of the class; or write `spec`
+    gymnasium_id: str | None = None
     gymnasium_package: str = "gymnasium"  # which registers that name
-    frame_skip: int
+    frame_skip: int = 1  # physics steps per control step
     fields: tuple[str, ...] = ()  # derived MjData fields that the task reads
     model_fields: tuple[str, ...] = ()  # MjModel fields that a reset draws per world
     terminates: bool = True  # False: every episode lasts until the time limit
     episode_length: int = 1000  # control steps, Gymnasium's time limit
     contacts_per_world: int = 16
     constraints_per_world: int = 64
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        own = vars(cls)
+        if "name" not in own:
+            cls.name = f"{cls.__module__}:{cls.__qualname__}"
+        if "gymnasium_id" not in own:
+            cls.gymnasium_id = None
 
     def __init__(self, physics_engine: str = "auto", num_worlds: int = 1):
         """Builds the task on an engine.
@@ -64,7 +141,8 @@ class Env(abc.ABC):
             num_worlds: how many worlds one vmapped call will step.
 
         Raises:
-            ValueError: where the platform cannot run the engine.
+            ValueError: where the platform cannot run the engine, or an actuator of the
+                model has no control range for actions to span.
         """
         self.physics = physics.make(
             physics_engine,
@@ -80,11 +158,22 @@ class Env(abc.ABC):
         self.dt = model.opt.timestep * self.frame_skip  # seconds per control step
         self._init_qpos = jnp.asarray(model.qpos0, jnp.float32)
         low, high = np.asarray(model.actuator_ctrlrange, np.float32).T
+        for actuator in np.flatnonzero(low >= high):
+            named = model.actuator(actuator).name or actuator
+            raise ValueError(f"actuator {named} of {self.name} needs a ctrlrange")
         self._ctrl_center, self._ctrl_scale = (high + low) / 2, (high - low) / 2
 
-    @abc.abstractmethod
     def spec(self) -> mujoco.MjSpec:
-        """The task's MuJoCo model."""
+        """The task's MuJoCo model; of the file `xml` unless a subclass says otherwise.
+
+        Raises:
+            ValueError: where there is no such file, or MuJoCo cannot read it.
+        """
+        owners = [kind for kind in type(self).__mro__ if "xml" in vars(kind)]
+        if not owners:
+            raise ValueError(f"{self.name}: set xml, the model's file, or write spec()")
+        path = Path(inspect.getfile(owners[0])).parent / self.xml
+        return mujoco.MjSpec.from_file(str(path))
 
     @abc.abstractmethod
     def initial(self, key: PRNGKeyArray) -> Start:
@@ -101,8 +190,19 @@ class Env(abc.ABC):
         """The reward [], whether the task terminated (bool []), and metrics to log."""
 
     def reset(self, rng: PRNGKeyArray) -> State:
-        """Begins an episode; `rng` is consumed."""
-        world = self.physics.init(*self.initial(rng))
+        """Begins an episode; `rng` is consumed.
+
+        Raises:
+            ValueError: where `initial` draws other fields than `model_fields` names.
+        """
+        start = self.initial(rng)
+        drawn, named = set(start.model_fields or {}), set(self.model_fields)
+        if drawn != named:
+            raise ValueError(
+                f"{self.name}: model_fields names {sorted(named)}, and initial() draws "
+                f"{sorted(drawn)}"
+            )
+        world = self.physics.init(*start)
         zero = jnp.zeros(())
         _, _, metrics = jax.eval_shape(
             self.judge, world, world, jnp.zeros(self.action_size)
@@ -142,6 +242,10 @@ class Env(abc.ABC):
     def for_worlds(self, num_worlds: int) -> Env:
         """The same task on the same engine, for another number of worlds."""
         return type(self)(self.physics.name, num_worlds)
+
+    def constant(self, name: str) -> jax.Array:
+        """An array of the model, float32, by MjModel name."""
+        return jnp.asarray(getattr(self.physics.model, name), jnp.float32)
 
     @property
     def observation_size(self) -> int:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from iqmjx import envs
-from iqmjx.envs import physics as engines
 from iqmjx.settings import check, refuse, setting
 
 
@@ -27,7 +26,11 @@ class Config:
             together; the message names the flag and the fix.
     """
 
-    env: str = setting("humanoid", "Task, in any spelling (humanoid, Humanoid-v5).")
+    env: str = setting(
+        "humanoid",
+        "Task: humanoid (or Humanoid-v5), package.module:Class, brax:ant, "
+        "playground:CheetahRun.",
+    )
     algo: str = setting(
         "iq",
         "iq, m_iq (IQ with munchausen 0.9), pcl and trust_pcl (IQ with residual, and "
@@ -108,8 +111,9 @@ class Config:
 
     def __post_init__(self):
         check(self)
-        object.__setattr__(self, "env", envs.resolve(self.env))
-        object.__setattr__(self, "physics", engines.resolve(self.physics))
+        object.__setattr__(self, "env", task_name(self.env))
+        engine = _named("physics", self.physics, envs.resolve_physics, self.env)
+        object.__setattr__(self, "physics", engine)
         kind = _settings_class(self.algo)
         if not isinstance(self.algorithm, kind):
             refuse("algo", self.algo, f"its settings are a {kind.__qualname__}")
@@ -202,6 +206,19 @@ SCHEDULE = ("num_timesteps", "num_evals", "num_checkpoints", "loggers")
 """Settings that say when a run ends, and when and where it is looked at: not what it
 learns on the way (but for an annealed learning rate, which reaches 0 at num_timesteps).
 """
+
+
+def task_name(spelling: str) -> str:
+    """`envs.resolve`, with errors that name the flag."""
+    return _named("env", spelling, envs.resolve)
+
+
+def _named(name: str, value: str, resolve: Callable[..., str], *before: str) -> str:
+    """`resolve(*before, value)`, with errors that name the flag."""
+    try:
+        return resolve(*before, value)
+    except ValueError as error:
+        refuse(name, value, str(error))
 
 
 def setting_fields(algo: str) -> dict[str, dataclasses.Field[Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from iqmjx import envs
-from iqmjx.config import Config, setting_fields
+from iqmjx.config import Config, setting_fields, task_name
 
 PRESETS = ("cpu", "gpu", "paper")
 
@@ -241,7 +241,7 @@ def resolve(given: Mapping[str, Any], preset: str = "auto") -> Resolved:
         preset = "cpu" if jax.default_backend() == "cpu" else "gpu"
     if preset not in PRESETS:
         raise ValueError(f"--preset {preset}: choose one of auto, {', '.join(PRESETS)}")
-    task = envs.resolve(given.get("env", Config.env))
+    task = task_name(given.get("env", Config.env))
     algo = given.get("algo", Config.algo)
     named = {"preset": preset, "task": task, "algo": algo}
     layers = [

@@ -35,8 +35,8 @@ from gpu_stages import STAGES
 from gpu_stages.scales import SCALES, Check
 from gpu_stages.summary import summarize
 
-from iqmjx import envs
 from iqmjx.commands import cli
+from iqmjx.config import task_name
 
 _SCALE = flags.DEFINE_enum("scale", "full", list(SCALES), "How large.")
 _OUT = flags.DEFINE_string("out", "runs/gpu", "Where results go.")
@@ -47,7 +47,7 @@ _ENV = flags.DEFINE_string("env", "humanoid", "Task.")
 def main() -> None:
     """Runs the command."""
     with cli.user_errors():
-        envs.resolve(_ENV.value)
+        task_name(_ENV.value)
         chosen = _STAGES.value or list(STAGES)
         for name in chosen:
             if name not in STAGES:

@@ -67,7 +67,7 @@ def main() -> None:
     with cli.user_errors():
         if bool(_SETTINGS.value) != bool(_NAME.value):
             raise ValueError("--settings and --name go together: give both, or none")
-        tasks = [envs.resolve(name) for name in _ENVS.value or ENV_STEPS]
+        tasks = [_task(name) for name in _ENVS.value or ENV_STEPS]
         shares = _cpu_shares(_PARALLEL.value)
     seeds = [int(seed) for seed in _SEEDS.value]
     out = Path(_OUT.value)
@@ -85,6 +85,16 @@ def main() -> None:
             raise
 
     list(pool.map(run, runs))  # raises what a run raised
+
+
+def _task(spelling: str) -> str:
+    try:
+        task = envs.resolve(spelling)
+    except ValueError as error:
+        raise ValueError(f"--envs {spelling}: {error}") from error
+    if task not in ENV_STEPS:
+        raise ValueError(f"--envs {spelling}: curves are of {', '.join(ENV_STEPS)}")
+    return task
 
 
 def _cpu_shares(parallel: int) -> list[set[int]]:

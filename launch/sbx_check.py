@@ -39,9 +39,9 @@ def main(_) -> None:
         evaluation,
     )
 
-    task, seed = envs.resolve(_ENV.value), _SEED.value
-    config = presets.resolve({"env": task, "algo": "sac"}, "cpu").config
-    gymnasium_id = envs.REGISTRY[task].gymnasium_id
+    config = presets.resolve({"env": _ENV.value, "algo": "sac"}, "cpu").config
+    task, seed = config.env, _SEED.value
+    gymnasium_id = str(envs.REGISTRY[task].gymnasium_id)
     model = sbx.SAC(
         "MlpPolicy",
         env_util.make_vec_env(gymnasium_id, n_envs=config.num_envs, seed=seed),

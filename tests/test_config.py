@@ -193,7 +193,7 @@ def test_paper_preset_is_the_paper_value_by_value(env, algo):
         ({"algo": "dqn"}, "--algo dqn: choose one of iq, m_iq"),
         ({"algo": "trust-pcl"}, "--algo trust-pcl: did you mean trust_pcl"),
         ({"algo": "no_module:X"}, "--algo no_module:X: there is no module no_module"),
-        ({"physics": "bullet"}, "--physics bullet"),
+        ({"physics": "bullet"}, "--physics bullet: unknown engine"),
         ({"num_envs": 100}, "--max_replay_size 32768: .*--num_envs 100.*32700"),
         (
             {"min_replay_size": 2000, "max_replay_size": 1280},

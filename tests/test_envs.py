@@ -113,7 +113,7 @@ def test_auto_is_native_on_a_cpu():
 def test_warp_is_refused_on_tpu(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert physics.resolve("auto") == "mjx"
-    with pytest.raises(ValueError, match=r"--physics warp .*use --physics mjx"):
+    with pytest.raises(ValueError, match=r"^warp runs on .*use mjx"):
         physics.resolve("warp")
 
 

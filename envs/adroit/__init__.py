@@ -34,12 +34,12 @@ def load(xml: str) -> mujoco.MjSpec:
         version = importlib.metadata.version(_PACKAGE)
     except importlib.metadata.PackageNotFoundError:
         raise ValueError(
-            f"--env: the Adroit hand's models come with {_PACKAGE}, which is not "
+            f"the Adroit hand's models come with {_PACKAGE}, which is not "
             f"installed: pip install {wanted}"
         ) from None
     if not Version(_FIRST) <= Version(version) < Version(_BEYOND):
         raise ValueError(
-            f"--env: the Adroit hand's rewards in {_PACKAGE} {version} are not those "
+            f"the Adroit hand's rewards in {_PACKAGE} {version} are not those "
             f"known here: pip install {wanted}"
         )
     package = importlib.util.find_spec(_PACKAGE.replace("-", "_"))  # not imported

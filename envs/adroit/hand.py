@@ -59,10 +59,6 @@ class AdroitHand(Env):
         """An episode begins at rest; what differs is in the model."""
         return Start(self._init_qpos, jnp.zeros(self.physics.model.nv), model_fields)
 
-    def constant(self, name: str) -> jax.Array:
-        """An array of the model, by MjModel name."""
-        return jnp.asarray(getattr(self.physics.model, name), jnp.float32)
-
     def palm(self, state: PhysicsState) -> Float[Array, " 3"]:
         """Where the palm is, metres."""
         return state.fields["site_xpos"][self._palm]

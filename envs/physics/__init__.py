@@ -88,13 +88,12 @@ def resolve(engine: str) -> str:
         return {"cpu": "native", "gpu": "warp"}.get(platform, "mjx")
     if engine not in ENGINES:
         raise ValueError(
-            f"--physics {engine}: unknown engine; choose one of "
-            f"{', '.join(('auto', *ENGINES))}"
+            f"unknown engine; choose one of {', '.join(('auto', *ENGINES))}"
         )
     if engine == "warp" and platform not in ("cpu", "gpu"):
         raise ValueError(
-            f"--physics warp runs on NVIDIA GPUs and on CPUs, and this program runs on "
-            f"{platform}: use --physics mjx"
+            f"warp runs on NVIDIA GPUs and on CPUs, and this program on {platform}: "
+            "use mjx"
         )
     return engine
 

@@ -167,8 +167,8 @@ class MjxEngine(abc.ABC):
 @functools.cache  # said once
 def _warn_of_noslip(engine: str, iterations: int) -> None:
     warnings.warn(
-        f"--physics {engine} has no noslip solver: contacts slip a little more than in "
-        f"MuJoCo C, which spends {iterations} iterations on it",
+        f"{engine} has no noslip solver: contacts slip a little more than in MuJoCo C, "
+        f"which spends {iterations} iterations on it",
         stacklevel=1,
     )
 

@@ -45,8 +45,7 @@ class Engine(MjxEngine):
         except NotImplementedError as error:  # names what MJX lacks
             what = str(error).replace("mjtGeom.mjGEOM_", "").rstrip(".")
             raise ValueError(
-                f"--physics mjx cannot step this model: {what}; use --physics warp or "
-                f"native"
+                f"mjx cannot step this model: {what}; use warp or native"
             ) from error
 
     def _make_data(self, contacts: int, constraints_per_world: int) -> mjx.Data:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import warnings
@@ -19,6 +20,7 @@ from iqmjx.settings import kind, refuse
 
 EXIT_FAILURE, EXIT_USAGE = 1, 2
 _MJX_THREADS = "16"
+_TELLING = ("env", "physics", "sim", "checkpoint", "logdir")
 
 
 def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
@@ -55,12 +57,31 @@ def run(main: Callable[[], None]) -> None:
             logging.set_verbosity(logging.ERROR)  # Orbax logs every save
         warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
         use_compilation_cache()
-        asked = ("physics", "sim")
-        if any(f in flags.FLAGS and flags.FLAGS[f].value == "mjx" for f in asked):
+        if _may_run_mjx():
             give_mjx_threads()
         main()
 
     app.run(start, flags_parser=parse)
+
+
+def _may_run_mjx() -> bool:
+    """Whether MJX in JAX may compute, as far as the flags and the run they name tell.
+
+    Tasks from outside may bring it along.
+    """
+    given = {name: flags.FLAGS[name].value for name in _TELLING if name in flags.FLAGS}
+    saved = _saved_settings(given.get("checkpoint") or given.get("logdir"))
+    chosen = [given.get("sim"), given.get("physics"), saved.get("physics")]
+    task = str(given.get("env") or saved.get("env"))
+    return "mjx" in chosen or ":" in task
+
+
+def _saved_settings(path: str | None) -> dict[str, Any]:
+    """What a run's config.json says, unread by Config; {} where there is none."""
+    for folder in [Path(path), *Path(path).absolute().parents][:3] if path else []:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return dict(json.loads((folder / "config.json").read_text())["config"])
+    return {}
 
 
 _DEFINE: dict[str, Callable[..., Any]] = {

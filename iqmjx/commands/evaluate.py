@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -22,9 +21,10 @@ _CHECKPOINT = flags.DEFINE_string(
 )
 _SIM = flags.DEFINE_enum(
     "sim",
-    "gymnasium",
+    None,
     ["gymnasium", "auto", *engines.ENGINES],
-    "Where to play: Gymnasium's own environment, or an engine of ours.",
+    "Where to play: Gymnasium's own environment (the default where there is one) or an "
+    "engine (else the run's).",
 )
 _EPISODES = flags.DEFINE_integer("episodes", 10, "Episodes to play.")
 _DETERMINISTIC = flags.DEFINE_bool(
@@ -45,15 +45,17 @@ def main() -> None:
         saved = saved_policy.load(path)
         for problem in saved.unreadable:
             print(f"warning: {problem}; playing an older one", file=sys.stderr)
-        if _SIM.value == "gymnasium":
-            play: Callable[..., evaluation.Episodes] = _play_in_gymnasium
+        twin = _twin(saved.config.env)
+        sim = _SIM.value or ("gymnasium" if twin else saved.config.physics)
+        if sim == "gymnasium":
+            episodes = _play_in_gymnasium(saved, twin)
         else:
-            play = _play_on_engine
-        episodes = play(saved)
+            env = _on_engine(saved.config.env, sim)
+            sim, episodes = env.physics.name, _play_on_engine(saved, env)
     returns = np.asarray(episodes.returns)
     report = {
-        "env": envs.REGISTRY[saved.config.env].gymnasium_id,
-        "sim": _SIM.value,
+        "env": twin.gymnasium_id if twin else saved.config.env,
+        "sim": sim,
         "checkpoint": str(path),
         "env_steps": saved.env_steps,
         "deterministic": _DETERMINISTIC.value,
@@ -88,7 +90,7 @@ def _check_flags() -> None:
         raise ValueError("--checkpoint: name a run folder")
     if _EPISODES.value < 1:
         raise ValueError(f"--episodes {_EPISODES.value}: give 1 or more")
-    if _VIDEO.value and _SIM.value != "gymnasium":
+    if _VIDEO.value and _SIM.value not in (None, "gymnasium"):
         raise ValueError(
             f"--video: --sim {_SIM.value} plays all episodes at once; record with "
             f"--sim gymnasium"
@@ -97,8 +99,29 @@ def _check_flags() -> None:
         raise ValueError(f"--video {_VIDEO.value}: give a file name ending in .mp4")
 
 
-def _play_in_gymnasium(saved: SavedPolicy) -> evaluation.Episodes:
-    task = envs.REGISTRY[saved.config.env]
+def _twin(name: str) -> type[envs.Env] | None:
+    """The class of a task that Gymnasium has as well.
+
+    Raises:
+        ValueError: where it has not, and a flag asks for it.
+    """
+    task = envs.task_class(name)
+    if task is not None and task.gymnasium_id is not None:
+        return task
+    if _VIDEO.value or _SIM.value == "gymnasium":
+        flag = "--sim gymnasium" if _SIM.value else "--video"
+        raise ValueError(f"{flag}: Gymnasium has no environment for {name}")
+    return None
+
+
+def _on_engine(name: str, engine: str) -> envs.Task:
+    try:
+        return envs.make(name, engine, _EPISODES.value)
+    except ValueError as error:
+        raise ValueError(f"--sim {engine}: {error}") from error
+
+
+def _play_in_gymnasium(saved: SavedPolicy, task) -> evaluation.Episodes:
     env = gymnasium_play.make(task, max_episode_steps=saved.config.episode_length)
     return gymnasium_play.play(
         env,
@@ -111,10 +134,9 @@ def _play_in_gymnasium(saved: SavedPolicy) -> evaluation.Episodes:
     )
 
 
-def _play_on_engine(saved: SavedPolicy) -> evaluation.Episodes:
-    config, episodes = saved.config, _EPISODES.value
-    env = envs.make(config.env, _SIM.value, episodes)
-    game = evaluation.Game(env, saved.policy, config.episode_length)
+def _play_on_engine(saved: SavedPolicy, env: envs.Task) -> evaluation.Episodes:
+    episodes = _EPISODES.value
+    game = evaluation.Game(env, saved.policy, saved.config.episode_length)
     greedy = np.full(episodes, _DETERMINISTIC.value)
     keys = jax.random.split(jax.random.key(_SEED.value), episodes)
     return jax.jit(evaluation.play, static_argnums=0)(game, saved.actor, greedy, keys)

@@ -50,7 +50,8 @@ def main() -> None:
         parts = memory.footprint(setup)
         memory.check(parts, setup.config)
         resolved = dataclasses.replace(resolved, config=setup.config)
-        folder = Path(_by_first(lambda: str(_prepare(folder, resolved, parts))))
+        prepared = folder, resolved, parts, setup.env.physics.name
+        folder = Path(_by_first(lambda: str(_prepare(*prepared))))
     with cli.user_errors():
         try:
             finished = trainer.train(resolved.config, folder, resume=_RESUME.value)
@@ -89,11 +90,14 @@ def _by_first(prepare: Callable[[], str]) -> str:
     return text[1:]
 
 
-def _prepare(folder: Path, resolved: Resolved, parts: dict[str, int]) -> Path:
+def _prepare(
+    folder: Path, resolved: Resolved, parts: dict[str, int], engine: str
+) -> Path:
     """Makes or updates the run's folder, and prints what will be run."""
     if not _RESUME.value:
         run_folder.refuse_existing(folder)
     _print_settings(resolved, parts, folder)
+    print(f"engine: {engine}")
     run_folder.create(folder, resolved)  # on a resume, with the new schedule
     return folder
 

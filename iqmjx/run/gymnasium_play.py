@@ -24,7 +24,13 @@ _WIDTH, _HEIGHT = 480, 480
 
 
 def make(task: type[Env], **options: Any) -> gymnasium.Env:
-    """Gymnasium's own environment of a task, with options of `gymnasium.make`."""
+    """Gymnasium's own environment of a task, with options of `gymnasium.make`.
+
+    Raises:
+        ValueError: where Gymnasium has none.
+    """
+    if task.gymnasium_id is None:
+        raise ValueError(f"Gymnasium has no environment for {task.__name__}")
     gymnasium.register_envs(importlib.import_module(task.gymnasium_package))
     with physics.quiet_compilation():
         return gymnasium.make(task.gymnasium_id, **options)

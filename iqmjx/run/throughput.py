@@ -98,7 +98,7 @@ def measure(config: Config, rounds: int, trace: str | None = None) -> dict[str, 
     )
     updates_in_training = measured["training"] * per_vector_step * config.num_seeds
     result = {
-        "env": setup.env.gymnasium_id,
+        "env": setup.env.gymnasium_id or setup.env.name,
         "physics": engine.name,
         "num_seeds": config.num_seeds,
         "num_envs": config.num_envs,
@@ -108,7 +108,6 @@ def measure(config: Config, rounds: int, trace: str | None = None) -> dict[str, 
         "compile_seconds": compile_seconds,
         "env_steps_per_second": steps["training"],
         "physics_only_env_steps_per_second": steps["physics"],
-        "physics_steps_per_second": steps["physics"] * setup.env.frame_skip,
         "acting_env_steps_per_second": steps["acting"],
         "updates_only_per_second": update_rate * config.num_seeds,
         "updates_per_second": updates_in_training,
@@ -116,6 +115,9 @@ def measure(config: Config, rounds: int, trace: str | None = None) -> dict[str, 
         "efficiency": efficiency,
         "peak_memory_bytes": _peak_memory(),
     }
+    if setup.env.frame_skip is not None:
+        rate = steps["physics"] * setup.env.frame_skip
+        result["physics_steps_per_second"] = rate
     if engine.name == "native":
         result["threads"] = engine.num_threads
         result["rollout_worlds"] = _ROLLOUT_WORLDS
