@@ -187,10 +187,11 @@ def test_settings_take_the_tasks_time_limit_and_keep_its_name(folder):
 
 def test_evaluation_plays_a_task_from_outside(folder):
     setup = loop.make_setup(toys.config(env="walk:Walk", physics="auto"))
-    learner = setup.agent.init(jax.random.key(0))
-    normalizer = loop.normalize.init(2)
-    greedy = evaluation.both_modes(3)
-    episodes = evaluation.play(setup, learner, normalizer, greedy, jax.random.key(1))
+    actors = loop.average_actors(setup, loop.init(setup))
+    actor = jax.tree.map(lambda leaf: leaf[0], actors)
+    game = evaluation.Game(setup.env, setup.agent.policy, 30)
+    greedy = np.arange(6) < 3
+    episodes = evaluation.play(game, actor, greedy, keys(6))
     assert (episodes.lengths <= 20).all() and (episodes.lengths > 1).all()
     ends = np.where(episodes.succeeded, -1, 2)  # the last step's reward
     np.testing.assert_allclose(episodes.returns, 2 * (episodes.lengths - 1) + ends)
@@ -198,15 +199,19 @@ def test_evaluation_plays_a_task_from_outside(folder):
 
 def test_a_task_from_outside_trains(folder):
     setup = loop.make_setup(
-        toys.config(env="walk:Walk", physics="auto", min_replay_size=32)
+        toys.config(env="walk:Walk", physics="auto", chunk_steps=16)
     )
-    state = loop.init(setup, jax.random.key(0))
-    for _ in range(8):  # chunks of 4 steps: past the limit of 20
-        state, metrics = loop.train_chunk(setup, state)
-    assert metrics.updates == 8 and jnp.isfinite(metrics.learning.loss)
-    assert not state.replay.data.terminated.all()
-    limit = state.replay.data.next_obs[:, 1] == 20
-    assert limit.any() and not state.replay.data.terminated[limit].all()
+    state, _ = loop.warm_up(setup, loop.init(setup))
+    for _ in range(2):  # past the task's limit of 20 steps
+        state, (metrics, learning) = loop.train_chunk(setup, state)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(learning))
+    assert metrics.task["distance"] > 0 and metrics.diverged == 0
+    data = jax.tree.map(lambda leaf: np.asarray(leaf[0, 0]), state.replay.data)
+    written = (data.reward != 0) & (data.weight > 0)
+    far = np.abs(data.next_obs[:, 0]) > 3
+    np.testing.assert_array_equal(data.discount[written] == 0, far[written])
+    at_limit = written & (data.next_obs[:, 1] == 20)
+    assert at_limit.any() and (data.next_obs[:, 1] <= 20).all()
 
 
 @pytest.mark.parametrize(
