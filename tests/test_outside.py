@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from iqmjx import envs, evaluation, loop
+from iqmjx.commands import cli
 from iqmjx.envs import outside, vector
 from iqmjx.envs.locomotion.hopper import Hopper
 from tests import parity, test_cli, toys
@@ -359,6 +361,28 @@ def test_a_task_of_ones_own_from_train_to_evaluate(tmp_path):
         test_cli.assert_refused(
             result, wish[0], "Gymnasium has no environment for cartpole:CartPole"
         )
+
+
+@pytest.mark.parametrize(
+    ("given", "saved", "expected"),
+    [
+        ({"env": "hopper", "physics": None}, None, False),
+        ({"env": "hopper", "physics": "mjx"}, None, True),
+        ({"env": "brax:ant", "physics": None}, None, True),
+        ({"env": None, "logdir": "."}, {"env": "hopper", "physics": "mjx"}, True),
+        ({"sim": None, "checkpoint": "policy/5"}, {"env": "a:B"}, True),
+        ({"sim": "native", "checkpoint": "policy/5"}, {"env": "hopper"}, False),
+    ],
+)
+def test_threads_are_given_where_mjx_may_run(
+    monkeypatch, tmp_path, given, saved, expected
+):
+    monkeypatch.chdir(tmp_path)
+    if saved:
+        Path("config.json").write_text(json.dumps({"config": saved}))
+    told = {name: types.SimpleNamespace(value=value) for name, value in given.items()}
+    monkeypatch.setattr(cli.flags, "FLAGS", told)
+    assert cli._may_run_mjx() == expected
 
 
 @pytest.mark.filterwarnings("ignore")  # brax's own imports
