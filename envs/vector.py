@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from iqmjx.envs.base import Env, State
+from iqmjx.envs.base import State, Task
 
 _LEAST_STARTS = 256
 """Start states in a bank of few worlds, which reset many times while it lasts."""
@@ -58,7 +58,7 @@ def bank_size(num_worlds: int) -> int:
     return num_worlds * -(-_LEAST_STARTS // num_worlds)
 
 
-def make_bank(env: Env, key: PRNGKeyArray, num_worlds: int) -> State:
+def make_bank(env: Task, key: PRNGKeyArray, num_worlds: int) -> State:
     """Draws fresh start states [M, ...] for N worlds; `key` is consumed.
 
     At least as many as worlds, and no fewer than 256. They are drawn N at a time,
@@ -70,7 +70,7 @@ def make_bank(env: Env, key: PRNGKeyArray, num_worlds: int) -> State:
 
 
 def init(
-    env: Env, key: PRNGKeyArray, num_worlds: int, episode_length: int
+    env: Task, key: PRNGKeyArray, num_worlds: int, episode_length: int
 ) -> VectorState:
     """Starts N worlds; `key` is consumed.
 
@@ -94,7 +94,7 @@ def init(
 
 
 def step(
-    env: Env,
+    env: Task,
     state: VectorState,
     control: Float[Array, "N A"],
     bank: State,

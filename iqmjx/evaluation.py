@@ -40,7 +40,7 @@ class Episodes:
 class Game:
     """What is played, and how: a static argument of `play`."""
 
-    env: envs.Env
+    env: envs.Task
     policy: Policy
     episode_length: int
 

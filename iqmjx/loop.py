@@ -35,7 +35,7 @@ class Setup:
     """What a run is built from; compared and hashed by identity."""
 
     config: Config
-    env: envs.Env
+    env: envs.Task
     agent: agents.Agent
     layout: Layout
 
@@ -87,7 +87,7 @@ class StepMetrics:
 
 
 def make_setup(
-    config: Config, env: envs.Env | None = None, layout: Layout | None = None
+    config: Config, env: envs.Task | None = None, layout: Layout | None = None
 ) -> Setup:
     """Builds the environment and the agent.
 

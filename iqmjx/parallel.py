@@ -168,7 +168,7 @@ class Layout:
 
 
 def make_layout(
-    num_seeds: int, num_shards: int, devices: Sequence[jax.Device] | None = None
+    num_seeds: int, num_shards: int, devices: Sequence[Any] | None = None
 ) -> Layout:
     """Lays seeds and shards on devices, all of them where none are given.
 

@@ -1,7 +1,10 @@
 import os
 import socket
 
-os.environ.setdefault("PJRT_NPROC", "16")  # before jax: see cli.give_mjx_threads
+# Before jax; processes that tests start inherit both.
+os.environ.setdefault("PJRT_NPROC", "16")  # see cli.give_mjx_threads
+# Half the time of a test is spent in compiling programs that run for a moment.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import pytest

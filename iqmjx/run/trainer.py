@@ -36,7 +36,7 @@ def train(
     folder: Path,
     *,
     resume: bool = False,
-    env: envs.Env | None = None,
+    env: envs.Task | None = None,
 ) -> bool:
     """Trains, or goes on training, in a run folder that exists.
 
