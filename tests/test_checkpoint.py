@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from iqmjx import loop, presets
-from iqmjx.run import checkpoint, metrics, run_folder, trainer
+from iqmjx import acting, loop, presets
+from iqmjx.run import checkpoint, metrics, run_folder, saved_policy, trainer
 from tests import toys
 
 EVERY = {**toys.SMALL, "num_checkpoints": 6}  # one checkpoint after each chunk
@@ -24,11 +24,8 @@ def start(folder, **changes):
 
 
 def restored(folder, config):
-    setup = loop.make_setup(config)
-    _, state, problems = checkpoint.restore_state(
-        folder, checkpoint.abstract_state(setup)
-    )
-    return dataclasses.replace(state, key=jax.random.key_data(state.key)), problems
+    _, state, told = checkpoint.restore(folder, loop.make_setup(config))
+    return dataclasses.replace(state, key=jax.random.key_data(state.key)), told
 
 
 @pytest.fixture(scope="module")
@@ -58,18 +55,19 @@ def test_a_new_process_continues_bit_for_bit(whole, tmp_path):
 @pytest.mark.parametrize("task", ["hopper", "humanoid"])
 def test_a_state_of_every_engine_can_be_saved(engine, task, tmp_path):
     config = presets.resolve(EVERY | {"env": task, "physics": engine}, "cpu").config
-    abstract = checkpoint.abstract_state(loop.make_setup(config))
+    setup = loop.make_setup(config)
 
     def filled(leaf):
         if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.key(7)
+            return jax.random.split(jax.random.key(7), leaf.shape)
         return jax.numpy.full(leaf.shape, 3, leaf.dtype)
 
-    state = jax.tree.map(filled, abstract)
+    state = jax.tree.map(filled, checkpoint.abstract_state(setup))
     with checkpoint.open_store(tmp_path, state) as store:
         store.save(CHUNK, state)
-    env_steps, found, problems = checkpoint.restore_state(tmp_path, abstract)
-    assert env_steps == CHUNK and not problems
+    env_steps, found, told = checkpoint.restore(tmp_path, setup)
+    assert env_steps == CHUNK and not told
+    assert jax.numpy.issubdtype(found.key.dtype, jax.dtypes.prng_key)
     chex.assert_trees_all_equal(
         *(
             dataclasses.replace(s, key=jax.random.key_data(s.key))
@@ -103,20 +101,59 @@ def copy_of(folder, to):
 
 def test_only_the_newest_few_are_kept_and_the_best(whole):
     folder, _ = whole
-    assert sorted(os.listdir(folder / "checkpoints")) == ["160", "192"]
+    for kept in ("checkpoints", "policy"):
+        assert sorted(os.listdir(folder / kept)) == ["160", "192"]
     rows = [r for r in metrics.read(folder) if "eval/episode_reward" in r]
     best = max(rows, key=lambda row: row["eval/episode_reward"])
     assert os.listdir(folder / "best") == [str(best["env_steps"])]
 
 
 def test_the_best_is_kept_when_worse_ones_follow(whole, tmp_path):
-    folder, config = whole
-    abstract = checkpoint.abstract_state(loop.make_setup(config))
-    _, state, _ = checkpoint.restore_state(folder, abstract)
-    with checkpoint.open_store(tmp_path, state) as store:
-        for env_steps, score in [(1, 1.0), (2, 3.0), (3, 2.0), (4, 2.5)]:
-            store.save_policy(env_steps, state, score)
+    _, config = whole
+    setup = loop.make_setup(config)
+    actors = loop.average_actors(setup, loop.init(setup))
+    actor = jax.tree.map(lambda leaf: np.asarray(leaf[0]), actors)
+    store = saved_policy.PolicyStore(tmp_path, config, (11, 3))
+    for env_steps, score in [(1, 1.0), (2, 3.0), (3, 2.0), (4, 2.5)]:
+        store.save_if_best(env_steps, actor, score)
+    store.close()
     assert os.listdir(tmp_path / "best") == ["2"]
+
+
+def test_a_saved_policy_is_the_average_and_acts_as_it_did(whole):
+    folder, config = whole
+    state, _ = restored(folder, config)
+    saved = saved_policy.load(folder / "policy")
+    assert saved.config == config and saved.env_steps == 192
+    chex.assert_trees_all_equal(
+        saved.actor.params, jax.tree.map(lambda x: x[0], state.learner.average_policy)
+    )
+    chex.assert_trees_all_equal(
+        saved.actor.normalizer, jax.tree.map(lambda x: x[0], state.normalizer)
+    )
+    obs = state.envs.obs[0, 0]
+    setup = loop.make_setup(config)
+    actors = loop.average_actors(setup, state)
+    now = jax.tree.map(lambda leaf: leaf[0], actors)
+    np.testing.assert_array_equal(
+        acting.act_greedily(saved.policy, saved.actor, obs),
+        acting.act_greedily(setup.agent.policy, now, obs),
+    )
+
+
+@pytest.mark.parametrize("algo", ["iq", "sac"])
+@pytest.mark.parametrize("normalize_observations", [True, False])
+def test_every_algorithms_policy_can_be_saved(algo, normalize_observations, tmp_path):
+    config = toys.config(algo=algo, normalize_observations=normalize_observations)
+    setup = loop.make_setup(config)
+    actors = loop.average_actors(setup, loop.init(setup))
+    actor = jax.tree.map(lambda leaf: np.asarray(leaf[0]), actors)
+    store = saved_policy.PolicyStore(tmp_path, config, (11, 3))
+    store.save(7, actor)
+    store.close()
+    saved = saved_policy.load(tmp_path / "policy")
+    assert saved.config == config
+    chex.assert_trees_all_equal(saved.actor, actor)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "metadata"])
@@ -132,11 +169,8 @@ def test_a_damaged_newest_step_falls_back_to_the_one_before(whole, tmp_path, dam
         subprocess.run(["rm", "-r", str(replay)], check=True)
     else:
         (replay / "_METADATA").write_text("{")
-    setup = loop.make_setup(config)
-    step, state, problems = checkpoint.restore_state(
-        run, checkpoint.abstract_state(setup)
-    )
-    assert step == 160 and len(problems) == 1 and "step 192" in problems[0]
+    step, state, told = checkpoint.restore(run, loop.make_setup(config))
+    assert step == 160 and len(told) == 1 and "step 192" in told[0]
     assert state.replay.size == 160
 
 
@@ -157,26 +191,80 @@ def test_a_resume_drops_the_rows_of_steps_taken_again(whole, tmp_path, capsys):
 
 def test_nothing_to_restore(whole, tmp_path):
     _, config = whole
-    abstract = checkpoint.abstract_state(loop.make_setup(config))
+    setup = loop.make_setup(config)
     with pytest.raises(ValueError, match="no checkpoint"):
-        checkpoint.restore_state(tmp_path, abstract)
+        checkpoint.restore(tmp_path, setup)
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ValueError, match="holds no step"):
-        checkpoint.restore_state(tmp_path, abstract)
+        checkpoint.restore(tmp_path, setup)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"env": "walker2d"}, r"envs.worlds.obs|0.worlds.obs|float32\[1, 1, 8, 17\]"),
+        ({"hidden_sizes": (16, 8)}, r"float32\[1, 16, 16\], not float32\[1, 16, 8\]"),
+        ({"max_replay_size": 1024}, r"not float32\[1, 1, 1024, 11\]"),
+        ({"num_value_networks": 2}, "is missing"),
+        ({"algo": "sac"}, "is not known"),
+    ],
+)
+def test_a_state_of_other_settings_is_refused_by_name(whole, changes, told):
+    folder, _ = whole
+    other = loop.make_setup(toys.config(**changes))
+    with pytest.raises(ValueError, match=told) as error:
+        checkpoint.restore(folder, other)
+    assert "other settings" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_run_of_before_is_refused_in_one_line(whole, tmp_path):
+    """Its items were policy, replay and worlds, and its policies had no folder."""
+    folder, config = whole
+    run = copy_of(folder, tmp_path)
+    subprocess.run(["rm", "-r", str(run / "policy")], check=True)
+    for step in ("160", "192"):
+        saved = run / "checkpoints" / step
+        (saved / "learner").rename(saved / "policy")
+    with pytest.raises(ValueError, match=r"other settings: .* is missing") as error:
+        checkpoint.restore(run, loop.make_setup(config))
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="no saved policy"):
+        saved_policy.locate(run)
+
+
+def test_a_run_stopped_before_its_first_checkpoint_begins_anew(whole, tmp_path, capsys):
+    folder, config = whole
+    start(tmp_path)
+    (tmp_path / metrics.FILE).write_text('{"env_steps": 0}\n{"env_steps": 32}\n')
+    assert trainer.train(config, tmp_path, resume=True)
+    assert "no checkpoint yet" in capsys.readouterr().out
+    chex.assert_trees_all_equal(
+        restored(folder, config)[0], restored(tmp_path, config)[0]
+    )
+    steps = [[r["env_steps"] for r in metrics.read(f)] for f in (folder, tmp_path)]
+    assert steps[0] == steps[1]
 
 
 def test_locate_takes_the_run_its_folders_and_one_step(whole):
-    folder, config = whole
-    abstract = checkpoint.abstract_state(loop.make_setup(config))
-    found = {}
-    for path in ("", "checkpoints", "checkpoints/160", "best"):
-        run, steps = checkpoint.locate(folder / path)
-        assert run == folder
-        found[path] = checkpoint.restore_policy(steps, abstract)[0]
+    folder, _ = whole
+    found = {
+        path: saved_policy.load(saved_policy.locate(folder / path)).env_steps
+        for path in ("", "policy", "policy/160", "best")
+    }
     best = int(os.listdir(folder / "best")[0])
-    assert found == {"": 192, "checkpoints": 192, "checkpoints/160": 160, "best": best}
-    with pytest.raises(ValueError, match=r"--checkpoint .*config.json"):
-        checkpoint.locate(folder.parent)
+    assert found == {"": 192, "policy": 192, "policy/160": 160, "best": best}
+    with pytest.raises(ValueError, match=r"no saved policy; give a run folder"):
+        saved_policy.locate(folder.parent)
+
+
+def test_a_damaged_policy_falls_back_to_the_one_before_and_says_so(whole, tmp_path):
+    run = copy_of(whole[0], tmp_path)
+    for path in (run / "policy" / "192" / "actor").rglob("*"):
+        if path.is_file() and path.name.startswith("0"):  # a chunk of an array
+            os.truncate(path, path.stat().st_size // 2)
+    saved = saved_policy.load(run / "policy")
+    assert saved.env_steps == 160
+    assert len(saved.unreadable) == 1 and "step 192" in saved.unreadable[0]
 
 
 def test_config_is_saved_with_sources_and_versions(whole):
@@ -200,7 +288,10 @@ def test_resume_refuses_what_would_change_the_run(whole):
 def test_log_rows_tell_what_a_reader_needs(whole):
     rows = metrics.read(whole[0])
     learned = [row for row in rows if row.get("training/updates")]
-    assert len(learned) == 6  # min_replay_size is one chunk: its last step learns
+    assert len(learned) == 5  # the warm-up is as long as a chunk
+    assert "training/loss" not in rows[1] and rows[1]["training/updates"] == 0
+    for row in rows[1:-1]:
+        assert np.isfinite(row["task/x_velocity"])
     for key in ("loss", "td_error", "value", "target", "entropy", "grad_norm"):
         assert np.isfinite(learned[-1][f"training/{key}"])
     for key in ("training/sps", "training/walltime", "physics/overflow"):

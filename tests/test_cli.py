@@ -73,6 +73,17 @@ def test_train_refuses_bad_input(arguments, words, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_a_package_called_envs_in_the_working_directory_is_left_alone(tmp_path):
+    (tmp_path / "envs").mkdir()
+    (tmp_path / "envs" / "__init__.py").write_text("raise RuntimeError('not ours')\n")
+    folder = tmp_path / "run"
+    short = [s for s in SETTINGS if "num_evals" not in s] + ["--num_evals=0"]
+    trained = command("train", *short, "--logdir", folder, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    played = command("evaluate", "--checkpoint", folder, "--episodes", 1, cwd=tmp_path)
+    assert played.returncode == 0, played.stderr
+
+
 def environment():
     root = Path(__file__).parents[1]
     return os.environ | {"PYTHONPATH": str(root)}
@@ -103,11 +114,12 @@ def test_training_that_diverges_stops_and_keeps_what_was_saved(tmp_path):
     result = command("train", *SETTINGS, "--learning_rate", "1e30", "--logdir", folder)
     assert result.returncode == 1
     (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("error: training diverged between ")
+    assert line.startswith("error: training of seed 0 diverged between ")
     assert "--learning_rate" in line
     last = metrics.read(folder)[-1]
     assert last["training/loss"] is None and last["env_steps"] < 192
     assert not list((folder / "checkpoints").iterdir())
+    assert not list((folder / "policy").iterdir())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -161,7 +173,7 @@ def test_evaluate_prints_one_json_object(run, sim):
 
 def test_evaluate_samples_and_takes_one_step(run):
     folder, _ = run
-    step = next((folder / "checkpoints").iterdir())
+    step = next((folder / "policy").iterdir())
     result = command(
         "evaluate", "--checkpoint", step, "--episodes", 2, "--nodeterministic"
     )
@@ -173,7 +185,7 @@ def test_evaluate_samples_and_takes_one_step(run):
     ("arguments", "words"),
     [
         ([], ["--checkpoint"]),
-        (["--checkpoint", "nowhere"], ["--checkpoint", "config.json"]),
+        (["--checkpoint", "nowhere"], ["--checkpoint", "no saved policy"]),
         (["--checkpoint", "RUN", "--episodes", "0"], ["--episodes 0"]),
         (["--checkpoint", "RUN", "--sim", "bullet"], ["sim", "bullet"]),
         (["--checkpoint", "RUN", "--video", "a.gif"], ["--video a.gif", ".mp4"]),

@@ -319,4 +319,5 @@ def test_unknown_preset():
 
 def test_chunks_cover_the_timesteps():
     config = presets.resolve({"num_timesteps": 8193, "env": "hopper"}, "cpu").config
-    assert config.env_steps_per_chunk == 8192 and config.num_chunks == 2
+    assert config.env_steps_per_chunk == 8192 == config.env_steps_after(0)
+    assert config.num_chunks == 1 and config.total_env_steps == 2 * 8192

@@ -162,11 +162,11 @@ def locate(path: Path) -> Path:
     seeds = sorted(path.glob(f"seed*/{NEWEST}"))
     if seeds:
         raise ValueError(
-            f"{path}: it holds a run of several seeds; name one of them, such as "
+            f"--checkpoint {path}: it holds a run of several seeds; name one of them, such as "
             f"{seeds[0].parent}"
         )
     raise ValueError(
-        f"{path}: there is no saved policy; give a run folder, its policy/ or best/, "
+        f"--checkpoint {path}: there is no saved policy; give a run folder, its policy/ or best/, "
         f"or one step in them"
     )
 
