@@ -317,6 +317,30 @@ def test_unknown_preset():
         presets.resolve({}, "tpu")
 
 
-def test_chunks_cover_the_timesteps():
-    config = presets.resolve({"num_timesteps": 8193, "env": "hopper"}, "cpu").config
-    assert config.env_steps_per_chunk == 8192 and config.num_chunks == 2
+@pytest.mark.parametrize(
+    ("timesteps", "least", "warm_up_steps", "chunks", "total"),
+    [
+        (1000, 64, 8, 8, 64 + 8 * 128),
+        (1000, 65, 9, 8, 72 + 8 * 128),  # whole vector steps
+        (1000, 0, 0, 8, 8 * 128),
+        (64 + 128, 64, 8, 1, 64 + 128),
+        (64 + 129, 64, 8, 2, 64 + 2 * 128),  # whole chunks
+        (1, 64, 8, 0, 64),  # all of it under random actions
+    ],
+)
+def test_the_warm_up_and_chunks_cover_the_timesteps(
+    timesteps, least, warm_up_steps, chunks, total
+):
+    given = {
+        "num_timesteps": timesteps,
+        "min_replay_size": least,
+        "num_envs": 8,
+        "chunk_steps": 16,
+        "grad_updates_per_step": 3,
+    }
+    config = presets.resolve(given, "cpu").config
+    assert config.env_steps_per_chunk == 128
+    assert (config.warm_up_steps, config.num_chunks) == (warm_up_steps, chunks)
+    assert config.total_env_steps == total
+    assert config.env_steps_after(2) == 8 * warm_up_steps + 2 * 128
+    assert config.num_updates == chunks * 16 * 3  # none in the warm-up
