@@ -131,13 +131,14 @@ def learn(name: str, *, num_bins: int = NUM_BINS, steps: int = 4000) -> Learned:
 
     def update(learner, key):
         action_key, key = jax.random.split(key)
-        action = agent.act_random(action_key, 512)
-        control = agent.control(action)
+        action = agent.policy.random(action_key, 512)
+        control = agent.policy.control(action)
         batch = Transition(
             obs=jnp.ones((512, 1)),
             action=action,
             reward=reward(control, jnp),
-            terminated=jnp.ones(512, bool),
+            discount=jnp.zeros(512),
+            weight=jnp.ones(512),
             next_obs=jnp.ones((512, 1)),
         )
         return agent.update(learner, batch, key)[0], None
@@ -150,7 +151,7 @@ def learn(name: str, *, num_bins: int = NUM_BINS, steps: int = 4000) -> Learned:
     learner, _ = train(jax.random.key(0))
     where = grid(name, num_bins)
     points = jnp.asarray(where.points, jnp.float32)
-    if agent.action_dtype == jnp.int8:
+    if agent.policy.action_dtype == jnp.int8:
         points = jnp.round((points + 1) * (num_bins - 1) / 2).astype(jnp.int8)
     log_prob = jax.jit(agent.policy.log_prob)(
         learner.params.policy, jnp.ones((len(points), 1)), points, TEMPERATURE

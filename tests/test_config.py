@@ -193,7 +193,7 @@ def test_paper_preset_is_the_paper_value_by_value(env, algo):
         ({"algo": "dqn"}, "--algo dqn: choose one of iq, m_iq"),
         ({"algo": "trust-pcl"}, "--algo trust-pcl: did you mean trust_pcl"),
         ({"algo": "no_module:X"}, "--algo no_module:X: there is no module no_module"),
-        ({"physics": "bullet"}, "--physics bullet: unknown engine"),
+        ({"physics": "bullet"}, "--physics bullet"),
         ({"num_envs": 100}, "--max_replay_size 32768: .*--num_envs 100.*32700"),
         (
             {"min_replay_size": 2000, "max_replay_size": 1280},
@@ -317,7 +317,30 @@ def test_unknown_preset():
         presets.resolve({}, "tpu")
 
 
-def test_chunks_cover_the_timesteps():
-    config = presets.resolve({"num_timesteps": 8193, "env": "hopper"}, "cpu").config
-    assert config.env_steps_per_chunk == 8192 == config.env_steps_after(0)
-    assert config.num_chunks == 1 and config.total_env_steps == 2 * 8192
+@pytest.mark.parametrize(
+    ("timesteps", "least", "warm_up_steps", "chunks", "total"),
+    [
+        (1000, 64, 8, 8, 64 + 8 * 128),
+        (1000, 65, 9, 8, 72 + 8 * 128),  # whole vector steps
+        (1000, 0, 0, 8, 8 * 128),
+        (64 + 128, 64, 8, 1, 64 + 128),
+        (64 + 129, 64, 8, 2, 64 + 2 * 128),  # whole chunks
+        (1, 64, 8, 0, 64),  # all of it under random actions
+    ],
+)
+def test_the_warm_up_and_chunks_cover_the_timesteps(
+    timesteps, least, warm_up_steps, chunks, total
+):
+    given = {
+        "num_timesteps": timesteps,
+        "min_replay_size": least,
+        "num_envs": 8,
+        "chunk_steps": 16,
+        "grad_updates_per_step": 3,
+    }
+    config = presets.resolve(given, "cpu").config
+    assert config.env_steps_per_chunk == 128
+    assert (config.warm_up_steps, config.num_chunks) == (warm_up_steps, chunks)
+    assert config.total_env_steps == total
+    assert config.env_steps_after(2) == 8 * warm_up_steps + 2 * 128
+    assert config.num_updates == chunks * 16 * 3  # none in the warm-up

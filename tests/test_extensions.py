@@ -1,19 +1,23 @@
-"""An algorithm and a policy class from outside the package, by name alone."""
+"""An algorithm, a policy class and a logger from outside the package, by name."""
 
+import dataclasses
 import json
 import re
 import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
-from iqmjx import loop, presets
+from iqmjx import acting, loop, presets
 from iqmjx.config import Config
+from iqmjx.run import metrics, run_folder, saved_policy, trainer
 from tests import toys
 
 MODULE = '''
 import dataclasses
+import json
 from typing import ClassVar
 
 from iqmjx.agents import base, iq
@@ -64,6 +68,23 @@ class Hidden:
 @dataclasses.dataclass(frozen=True)
 class Wide(Gaussian):
     """A Gaussian under another name."""
+
+
+class Diary:
+    """A logger: a file of its own, with what it was told."""
+
+    def __init__(self, folder, config, resume_at):
+        self._file = (folder / "diary.jsonl").open("a")
+        about = {"opened": resume_at, "boldness": config.algorithm.boldness}
+        self._file.write(json.dumps(about) + "\\n")
+
+    def write(self, env_steps, row):
+        self._file.write(json.dumps({"env_steps": env_steps, **row}) + "\\n")
+
+    def close(self):
+        self._file.write(json.dumps("closed"))
+        self._file.write("\\n")
+        self._file.close()
 '''
 
 
@@ -102,20 +123,53 @@ def test_it_begins_with_its_own_defaults(outside, preset):
         presets.resolve({"boldness": 1}, preset)
 
 
+def bold(**changes):
+    given = {"boldness": 0.5, "temperature": 0.3, "policy": "made_up:Wide"}
+    return toys.config(algo="made_up:Bold", **given | changes)
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def finite(rows):
+    """What a logger is given: rows without what is not a number."""
+    return [{k: v for k, v in row.items() if v is not None} for row in rows]
+
+
 def test_it_trains_with_a_policy_class_from_outside(outside):
-    config = toys.config(
-        algo="made_up:Bold", policy="made_up:Wide", boldness=0.5, temperature=0.3
-    )
-    setup = loop.make_setup(config)
+    setup = loop.make_setup(bold())
     assert type(setup.agent).__name__ == "Bold" and setup.agent.temperature == 0.15
     assert type(setup.agent.policy).__name__ == "Wide"
-    state = loop.init(setup, jax.random.key(0))
+    state, _ = loop.warm_up(setup, loop.init(setup))
     before = jax.tree.map(lambda leaf: leaf.copy(), state.learner.params)
     for _ in range(2):
-        state, metrics = loop.train_chunk(setup, state)
-    assert metrics.updates > 0 and jax.numpy.isfinite(metrics.learning.loss)
+        state, (_, learning) = loop.train_chunk(setup, state)
+    assert (state.learner.updates == 2 * 4 * 2).all()
+    assert jax.numpy.isfinite(learning.loss).all()
     moved = jax.tree.map(lambda a, b: (a != b).any(), before, state.learner.params)
     assert all(jax.tree.leaves(moved))
+
+
+def test_a_run_of_it_is_logged_outside_and_leaves_a_policy_to_load(outside):
+    config = bold(loggers=("made_up:Diary",), num_timesteps=64)
+    folder = outside / "run"
+    run_folder.create(folder, presets.Resolved(config, "cpu", {}))
+    assert trainer.train(config, folder)
+    opened, *rows, closed = rows_of(folder / "diary.jsonl")
+    assert opened == {"opened": None, "boldness": 0.5} and closed == "closed"
+    assert rows == finite(metrics.read(folder))
+    assert {row["env_steps"] for row in rows} == {0, 32, 64}
+    saved = saved_policy.load(folder / saved_policy.NEWEST)
+    # As the run's, but for the shards that its devices had it choose.
+    assert dataclasses.replace(saved.config, num_shards=0) == config
+    assert type(saved.policy).__name__ == "Wide" and saved.env_steps == 64
+    np.testing.assert_allclose(saved.actor.temperature, 0.15, rtol=1e-6)
+    moved = [leaf.std() > 0 for leaf in jax.tree.leaves(saved.actor.params)]
+    assert any(moved)
+    obs = jax.random.normal(jax.random.key(0), (5, 11))
+    action = acting.act_greedily(saved.policy, saved.actor, obs)
+    assert action.shape == (5, 3) and jax.numpy.isfinite(action).all()
 
 
 @pytest.mark.parametrize(
@@ -135,15 +189,22 @@ def test_its_settings_are_flags_and_are_kept_in_the_run_folder(outside):
     small = {name: v for name, v in toys.SMALL.items() if name != "hidden_sizes"}
     flags = [f"--{name}={value}" for name, value in small.items()]
     flags += ["--hidden_sizes=16", "--boldness", "0.5", "--steps_back=3,4"]
-    flags += ["--logdir", "run", "--algo", "made_up:Bold", "--num_timesteps=32"]
+    flags += ["--logdir", "run", "--algo", "made_up:Bold", "--num_timesteps=64"]
+    flags += ["--loggers", "made_up:Diary"]
     result = command(outside, *flags)
     assert result.returncode == 0, result.stderr
     saved = json.loads((outside / "run/config.json").read_text())["config"]
     assert saved["algo"] == "made_up:Bold"
     assert saved["algorithm"]["boldness"] == 0.5
     assert saved["algorithm"]["steps_back"] == [3, 4]
-    more = command(outside, "--resume", "--logdir=run", "--num_timesteps=64")
+    more = command(outside, "--resume", "--logdir=run", "--num_timesteps=96")
     assert more.returncode == 0, more.stderr
+    told = rows_of(outside / "run/diary.jsonl")
+    opened = [row["opened"] for row in told if "opened" in row]
+    assert opened == [None, 64] and told.count("closed") == 2
+    rows = [row for row in told if "env_steps" in row]
+    assert rows == finite(metrics.read(outside / "run"))
+    assert rows[-1]["env_steps"] == 96
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,15 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+from iqmjx import replay
+from iqmjx.replay import Transition
 from launch import gpu_stages
-from launch.gpu_stages import scales, summary
+from launch.gpu_stages import common, scales, summary
+from launch.gpu_stages import replay as replay_stage
 
 COMMAND = [sys.executable, "launch/gpu_check.py", "--scale", "smoke"]
 
@@ -51,6 +56,36 @@ def test_the_summary_of_the_results_kept_is_the_one_kept():
     kept = pathlib.Path("launch/results/gpu")
     text = summary.summarize(kept, gpu_stages.STAGES)
     assert text == (kept / "summary.md").read_text()
+
+
+@pytest.mark.parametrize("leading", [(1, 1), (2, 3)])
+def test_copies_of_the_ring_are_found_in_a_program_s_text(leading):
+    """An insert into a ring that is not donated copies it, and one donated does not."""
+    example = Transition(
+        obs=jnp.zeros((*leading, 3)),
+        action=jnp.zeros((*leading, 2), jnp.int8),
+        reward=jnp.zeros(leading),
+        discount=jnp.zeros(leading),
+        weight=jnp.zeros(leading),
+        next_obs=jnp.zeros((*leading, 3)),
+    )
+    ring = replay.init(example, 960)
+    new = jax.tree.map(lambda leaf: leaf[:, :, :32], ring.data)
+
+    def copies(**donated):
+        program = jax.jit(replay.add, **donated).lower(ring, new).compile()
+        return replay_stage._copies(program.as_text(), {960})
+
+    assert len(copies()) >= 6 and copies(donate_argnums=0) == []
+
+
+@pytest.mark.parametrize("worlds", [8, 24])
+def test_the_ring_of_any_number_of_worlds_has_whole_inserts(tmp_path, worlds):
+    check = scales.Check("hopper", scales.SCALES["smoke"], tmp_path)
+    config = common.config(check, num_envs=worlds)
+    assert config.num_envs == worlds
+    assert config.max_replay_size == 1024 // worlds * worlds
+    assert common.config(check).max_replay_size == 1024
 
 
 @pytest.mark.slow

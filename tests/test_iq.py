@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iqmjx import agents
+from iqmjx import acting, agents
 from iqmjx.agents import iq
 from iqmjx.networks import MLP
 from iqmjx.policies.multicategorical import Multicategorical
@@ -20,7 +20,8 @@ OBS, ACTIONS = 4, 3
 
 
 def make_agent(**changes):
-    return agents.make(toys.config(num_bins=5, **changes), OBS, ACTIONS)
+    bins = {} if changes.get("algo") == "sac" else {"num_bins": 5}
+    return agents.make(toys.config(**bins | changes), OBS, ACTIONS)
 
 
 def make_batch(size=16, seed=0):
@@ -29,7 +30,8 @@ def make_batch(size=16, seed=0):
         obs=jax.random.normal(keys[0], (size, OBS)),
         action=jax.random.randint(keys[1], (size, ACTIONS), 0, 5, jnp.int8),
         reward=jax.random.normal(keys[2], (size,)),
-        terminated=jnp.arange(size) % 3 == 0,
+        discount=jnp.where(jnp.arange(size) % 3 == 0, 0.0, 1.0),
+        weight=jnp.ones(size),
         next_obs=jax.random.normal(keys[3], (size, OBS)),
     )
 
@@ -58,10 +60,9 @@ def test_td_error_golden():
         jnp.full(2, -2.0),
         jnp.full(2, 3.0),
         jnp.full(2, 1.0),
-        jnp.array([False, True]),
+        jnp.array([0.5, 0.0]),
         temperature=0.1,
         munchausen=0.9,
-        discount=0.5,
     )
     np.testing.assert_allclose(error, [0.42, -1.08], atol=1e-6)
     np.testing.assert_allclose(target, [2.32, 0.82], atol=1e-6)
@@ -72,7 +73,7 @@ def test_target_statistics_are_over_the_batch():
     batch = dataclasses.replace(
         make_batch(2),
         reward=jnp.asarray([1.0, 4.0]),
-        terminated=jnp.ones(2, bool),
+        discount=jnp.zeros(2),
     )
     learner = agent.init(jax.random.key(0))
     _, statistics = agent.update(learner, batch, jax.random.key(1))
@@ -84,11 +85,9 @@ def test_td_error_refuses_shapes_that_would_broadcast():
     with pytest.raises(AssertionError):
         iq.td_error(
             column,
-            *[jnp.zeros(2)] * 4,
-            jnp.zeros(2, bool),
+            *[jnp.zeros(2)] * 5,
             temperature=1.0,
             munchausen=0.0,
-            discount=1.0,
         )
 
 
@@ -200,7 +199,7 @@ def test_loss_gradient_is_the_hand_derived_one(networks):
         target = (
             batch.reward
             + 0.9 * 0.3 * target_log_prob
-            + 0.99 * jnp.where(batch.terminated, 0, next_value)
+            + 0.99 * jnp.where(batch.discount == 0, 0, next_value)
         )
 
         def term(index, network):
@@ -245,7 +244,7 @@ def test_pcl_bootstraps_from_the_value_it_trains(algo, munchausen):
             learner.target_params.policy, batch.obs, batch.action, 0.3
         )
         next_value = jnp.where(
-            batch.terminated, 0, agent.values(params.values, batch.next_obs)[0]
+            batch.discount == 0, 0, agent.values(params.values, batch.next_obs)[0]
         )
         target = batch.reward + munchausen * 0.3 * target_log_prob + 0.99 * next_value
         value = agent.values(params.values, batch.obs)[0]
@@ -296,6 +295,7 @@ def test_munchausen_zero_is_iq_and_the_target_policy_matters_only_above():
 def test_update_moves_both_averages_by_their_rates():
     agent = make_agent(target_rate=0.25, average_rate=0.4)
     learner = perturbed(agent.init(jax.random.key(0)))
+    learner = dataclasses.replace(learner, updates=jnp.asarray(1000, jnp.int32))
     after, statistics = agent.update(learner, make_batch(), jax.random.key(1))
     for rate, old, new, moved in (
         (0.25, learner.target_params, after.params, after.target_params),
@@ -303,15 +303,14 @@ def test_update_moves_both_averages_by_their_rates():
     ):
         expected = jax.tree.map(lambda a, b, r=rate: (1 - r) * a + r * b, old, new)
         chex.assert_trees_all_close(moved, expected, atol=1e-6)
-    assert statistics.grad_norm > 0
+    assert statistics.grad_norm > 0 and after.updates == 1001
 
 
 @pytest.mark.parametrize("algo", ["iq", "sac"])
-def test_greedy_actions_are_the_average_policy_s_and_samples_the_newest_one_s(algo):
+def test_training_acts_by_the_newest_policy_and_evaluations_by_the_average(algo):
     agent = make_agent(algo=algo)
     learner = agent.init(jax.random.key(0))
-    obs, key = make_batch().obs, jax.random.key(1)
-    noise = iter(jax.random.split(key, 1000))
+    noise = iter(jax.random.split(jax.random.key(1), 1000))
     other = jax.tree.map(
         lambda leaf: leaf + jax.random.normal(next(noise), leaf.shape),
         learner.average_policy,
@@ -320,20 +319,26 @@ def test_greedy_actions_are_the_average_policy_s_and_samples_the_newest_one_s(al
         learner, params=dataclasses.replace(learner.params, policy=other)
     )
     averaged = dataclasses.replace(learner, average_policy=other)
-    greedy, sampled = agent.act_greedy(learner, obs), agent.act(learner, obs, key)
-    assert (agent.act_greedy(newest, obs) == greedy).all()
-    assert (agent.act(averaged, obs, key) == sampled).all()
-    assert (agent.act_greedy(averaged, obs) != greedy).any()
-    assert (agent.act(newest, obs, key) != sampled).any()
+
+    def played(actor):
+        obs, key = make_batch().obs, jax.random.key(2)
+        sampled = acting.act(agent.policy, actor, obs, key)
+        return jnp.stack([acting.act_greedily(agent.policy, actor, obs), sampled])
+
+    for actor, follows, ignores in (
+        (agent.actor, newest, averaged),
+        (agent.average_actor, averaged, newest),
+    ):
+        before = played(actor(learner, None))
+        assert (played(actor(ignores, None)) == before).all()
+        assert (played(actor(follows, None)) != before).any((1, 2)).all()
 
 
 def test_updates_fit_a_fixed_target():
     """On terminal transitions the TD target is the reward: the loss goes to zero."""
     agent = make_agent(learning_rate=3e-3, temperature=0.1, hidden_sizes=(64,))
     batch = make_batch(8)
-    batch = Transition(
-        batch.obs, batch.action, batch.reward, jnp.ones(8, bool), batch.next_obs
-    )
+    batch = dataclasses.replace(batch, discount=jnp.zeros(8))
     learner = agent.init(jax.random.key(0))
     update = jax.jit(agent.update)
     first = None

@@ -40,7 +40,7 @@ def test_curves_end_with_a_score_and_are_not_run_again(tmp_path):
         head, *rows, end = map(json.loads, path.read_text().splitlines())
         assert head["seed"] == seed and f"--seed {seed}" in head["command"]
         assert head["config"]["num_envs"] == 8
-        assert [row["env_steps"] for row in rows] == [0, 512]
+        assert [row["env_steps"] for row in rows] == [0, 576]
         assert len(end["returns"]) == 10
         assert end["score"] == pytest.approx(sum(end["returns"]) / 10)
     again = run(tmp_path)

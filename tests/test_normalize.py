@@ -1,7 +1,8 @@
 import jax
 import numpy as np
 
-from iqmjx import normalize
+from iqmjx import normalize, parallel
+from iqmjx.parallel import BY_SEED, BY_SHARD
 
 
 def test_statistics_are_those_of_all_observations():
@@ -23,3 +24,31 @@ def test_constant_entries_stay_small_and_outliers_are_clipped():
     noise = np.array([7.0 * (1 + 1e-7), 1e9], np.float32)
     seen = normalize.normalize(state, noise)
     assert abs(seen[0]) < 1e-3 and seen[1] == normalize.CLIP
+
+
+def test_statistics_over_shards_are_those_of_all_observations():
+    """Two seeds in two shards: each seed's are those of its whole batches."""
+    layout = parallel.make_layout(2, 2, jax.devices()[:1])
+    update = layout.on_devices(
+        layout.over_all(
+            lambda state, obs: normalize.update(state, obs, layout.shards),
+            (BY_SEED, BY_SHARD),
+            BY_SEED,
+        ),
+        (BY_SEED, BY_SHARD),
+        BY_SEED,
+    )
+    data = np.random.default_rng(0).normal(3.0, [1.0, 50.0], (5, 2, 2, 4, 2))
+    data = (data + np.arange(16).reshape(1, 2, 2, 4, 1)).astype(np.float32)
+    state = jax.vmap(lambda _: normalize.init(2))(np.arange(2))
+    for batch in data:
+        state = jax.jit(update)(state, batch)
+    for seed in range(2):
+        whole = normalize.init(2)
+        for batch in data[:, seed].reshape(5, 8, 2):
+            whole = normalize.update(whole, batch)
+        jax.tree.map(
+            lambda a, b, k=seed: np.testing.assert_allclose(a[k], b, rtol=1e-5),
+            state,
+            whole,
+        )

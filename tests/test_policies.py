@@ -366,13 +366,14 @@ def test_iq_learns_with_sac_s_policy():
     """Its actions at the edge of the box included, which only rounding makes."""
     agent = agents.make(toys.config(policy="tanh_gaussian", target_entropy=0.3), OBS, 2)
     keys = jax.random.split(jax.random.key(0), 4)
-    action = jnp.clip(2 * agent.act_random(keys[0], 64), -1, 1)
+    action = jnp.clip(2 * agent.policy.random(keys[0], 64), -1, 1)
     assert (jnp.abs(action) == 1).any()
     batch = Transition(
         obs=jax.random.normal(keys[1], (64, OBS)),
         action=action,
         reward=-jnp.square(action).sum(-1),
-        terminated=jnp.ones(64, bool),
+        discount=jnp.zeros(64),
+        weight=jnp.ones(64),
         next_obs=jnp.zeros((64, OBS)),
     )
     learner, losses = agent.init(keys[2]), []

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iqmjx import loop
+from iqmjx import acting, loop
 from tests import toys
 
 CONSTANT, OBSERVED, DELAYED, ACTION, BOTH = range(5)
@@ -81,16 +81,19 @@ def test_probes(algo):
         discounting=DISCOUNT,
         normalize_observations=False,
     )
-    state = loop.init(setup, jax.random.key(0))
+    state, _ = loop.warm_up(setup, loop.init(setup))
     for _ in range(setup.config.num_chunks):
         state, _ = loop.train_chunk(setup, state)
     which, x, rewards, signs = zip(*CASES, strict=True)
     obs = jnp.column_stack([jax.nn.one_hot(jnp.array(which), 5), jnp.array(x)])
-    action = setup.agent.act_greedy(state.learner, obs)
-    control = np.asarray(setup.agent.control(action))
+    learner, actor = jax.tree.map(
+        lambda leaf: leaf[0], (state.learner, loop.average_actors(setup, state))
+    )
+    action = acting.act_greedily(setup.agent.policy, actor, obs)
+    control = np.asarray(setup.agent.policy.control(action))
     for case, sign, chosen in zip(CASES, signs, control, strict=True):
         assert sign is None or (chosen * sign * RIGHT > 0).all(), (case, chosen)
-    params = state.learner.params
+    params = learner.params
     values = np.array(rewards, float)
     if algo == "sac":
         values[3] = DISCOUNT * soft_value_of_the_second_step(setup.agent, params, obs)

@@ -58,7 +58,8 @@ def transition(terminated):
         obs=jnp.asarray([[1.0]]),
         action=jnp.asarray([[0.5]]),
         reward=jnp.asarray([1.0]),
-        terminated=jnp.asarray([terminated]),
+        discount=jnp.asarray([0.0 if terminated else 1.0]),
+        weight=jnp.ones(1),
         next_obs=jnp.asarray([[2.0]]),
     )
 
@@ -117,6 +118,7 @@ def test_update_descends_and_averages():
         params=PARAMS,
         target_critics=TARGET_CRITICS,
         average_policy=jnp.asarray(0.5),
+        updates=jnp.asarray(10, jnp.int32),
         opt_state=agent.optimizer.init(PARAMS),
     )
     after, _ = agent.update(learner, transition(False), jax.random.key(0))
@@ -129,6 +131,7 @@ def test_update_descends_and_averages():
         rtol=1e-5,
     )
     np.testing.assert_allclose(after.average_policy, 0.6 * 0.5 + 0.4 * 0.33, rtol=1e-5)
+    assert after.updates == 11
 
 
 def test_log_prob_is_the_density_of_a_squashed_gaussian():
@@ -169,11 +172,12 @@ def test_critics_differ_at_the_start_and_equal_their_targets():
 
 def test_it_trains_in_the_same_loop():
     setup = loop.make_setup(toys.config(algo="sac"))
-    state = loop.init(setup, jax.random.key(0))
+    state, _ = loop.warm_up(setup, loop.init(setup))
     before = jax.tree.map(jnp.copy, state.learner.params)
     for _ in range(2):
-        state, metrics = loop.train_chunk(setup, state)
+        state, (_, learning) = loop.train_chunk(setup, state)
     assert state.replay.data.action.dtype == jnp.float32
     assert state.learner.params.log_temperature != before.log_temperature
-    for field in dataclasses.fields(metrics.learning):
-        assert jnp.isfinite(getattr(metrics.learning, field.name)), field.name
+    for field in dataclasses.fields(learning):
+        (value,) = getattr(learning, field.name)
+        assert jnp.isfinite(value), field.name

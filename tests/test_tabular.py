@@ -241,7 +241,8 @@ def test_the_deep_agent_learns_the_tabular_policy(munchausen):
         obs=one_hot[state],
         action=jnp.asarray(action[:, None], jnp.int8),
         reward=jnp.asarray(reward[state, action]),
-        terminated=jnp.zeros(len(state), bool),
+        discount=jnp.ones(len(state)),
+        weight=jnp.ones(len(state)),
         next_obs=one_hot[reached.ravel()],
     )
     step = jax.jit(lambda learner, _: (agent.update(learner, batch, None)[0], None))

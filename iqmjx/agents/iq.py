@@ -302,7 +302,7 @@ class ImplicitQ:
             )
 
         error, (target, *_) = jax.vmap(error_of)(values)
-        loss = jnp.mean(batch.weight * jnp.square(error))
+        loss = jnp.mean(batch.weight[None] * jnp.square(error))
         statistics = Statistics(
             loss=loss,
             td_error=jnp.abs(error).mean(),

@@ -184,8 +184,9 @@ class SoftActorCritic:
         own_q = self.q_values(fixed.critics, batch.obs, action).min(0)
         policy_loss = jnp.mean(batch.weight * (temperature * log_prob - own_q))
 
-        entropy = -jax.lax.stop_gradient(log_prob).mean()
-        excess = entropy + self.policy.action_size  # over the target entropy, -A
+        fixed_log_prob = jax.lax.stop_gradient(log_prob)
+        excess = self.policy.action_size - fixed_log_prob  # over the entropy's target
+        excess = jnp.mean(batch.weight * excess)
         temperature_loss = jnp.exp(params.log_temperature) * excess
 
         statistics = Statistics(
@@ -196,7 +197,7 @@ class SoftActorCritic:
             target=target.mean(),
             target_std=target.std(),
             log_prob=log_prob.mean(),
-            entropy=entropy / self.policy.action_size,
+            entropy=-log_prob.mean() / self.policy.action_size,
             grad_norm=jnp.zeros(()),  # known after the gradient
             temperature=temperature,
         )

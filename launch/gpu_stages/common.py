@@ -40,10 +40,8 @@ def config(check: Check, **changes: Any) -> Config:
     """The `gpu` preset at the check's scale, with changes."""
     given = {"env": check.env} | check.scale.settings | changes
     if "num_envs" in changes:  # a ring of whole inserts
-        rows = given.get(
-            "max_replay_size",
-            presets.resolve(scale_settings, "gpu").config.max_replay_size,
-        )
+        scaled = {"env": check.env} | check.scale.settings
+        rows = presets.resolve(scaled, "gpu").config.max_replay_size
         given["max_replay_size"] = rows // changes["num_envs"] * changes["num_envs"]
     return presets.resolve(given, "gpu").config
 
@@ -72,18 +70,23 @@ def with_optimizer(setup: loop.Setup, wrap: Callable[[Any], Any]) -> loop.Setup:
 
 def begin(setup: loop.Setup) -> loop.TrainState:
     """The state that a run begins with."""
-    return loop.init(setup, jax.random.key(0))
+    return loop.init(setup)
 
 
 def worlds(state: loop.TrainState) -> VectorState:
-    """A run's worlds [N, ...]."""
+    """A run's worlds [S, G, N/G, ...]."""
     return state.envs
 
 
+def as_one(worlds: Any) -> Any:
+    """All worlds [N, ...] of a run, from those of its seeds and shards."""
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[3:]), worlds)
+
+
 def full_ring(state: loop.TrainState) -> ReplayState:
-    """A run's replay as if it had been filled, with zeros."""
+    """A run's rings [S, G, C/G, ...] as if they had been filled, with zeros."""
     ring = state.replay
-    capacity = ring.data.reward.shape[0]
+    capacity = ring.data.reward.shape[-1]
     return dataclasses.replace(ring, size=jnp.asarray(capacity, jnp.int32))
 
 

@@ -78,9 +78,8 @@ def _rate(engine: str, check: Check, count: int) -> dict[str, Any]:
     start = time.perf_counter()
     worlds = common.worlds(common.begin(setup))
     controls = throughput.random_controls(setup, jax.random.key(1))
-    stepping = functools.partial(
-        throughput.stepping(setup), worlds, controls, jax.random.key(2)
-    )
+    keys = jax.random.split(jax.random.key(2), setup.layout.num_seeds)
+    stepping = functools.partial(throughput.stepping(setup), worlds, controls, keys)
     after, (overflowed, diverged) = jax.block_until_ready(stepping())
     compiling, captured = time.perf_counter() - start, _captured_graphs()
     seconds = common.seconds(stepping, rounds=rounds)
@@ -93,8 +92,11 @@ def _rate(engine: str, check: Check, count: int) -> dict[str, Any]:
         "worlds_diverged": int(diverged.sum()),
     }
     if engine == "warp":
-        alone = without_jax(setup.env, worlds.physics, controls)
-        gaps = np.abs(alone() - np.asarray(after.physics.qpos)).max(-1)
+        begin, after = common.as_one((worlds, after))
+        by_step = common.as_one(jnp.moveaxis(controls, 2, 3)).swapaxes(0, 1)
+        alone = without_jax(setup.env, begin.worlds.pipeline_state, by_step)
+        qpos = after.worlds.pipeline_state.qpos
+        gaps = np.abs(alone() - np.asarray(qpos)).max(-1)
         unbroken = np.asarray(after.length) == steps  # were not reset on the way
         seconds = common.seconds(alone, rounds=rounds)
         row["without_jax_env_steps_per_second"] = count * steps / seconds

@@ -12,7 +12,7 @@ import re
 
 import jax
 
-from iqmjx import replay
+from iqmjx import loop, replay
 from iqmjx.run import memory
 
 from . import common
@@ -32,10 +32,12 @@ def measure(check: Check) -> Results:
     ring = common.full_ring(state)
 
     count = common.rows_sampled(config)
+    keys = jax.random.split(jax.random.key(0), ring.data.reward.shape[:2])
+    own_count = count // setup.layout.num_shards
     sample = jax.jit(replay.sample, static_argnums=2)
-    sampling = common.seconds(sample, ring, jax.random.key(0), count, rounds=rounds)
+    sampling = common.seconds(sample, ring, keys, own_count, rounds=rounds)
 
-    new = jax.tree.map(lambda leaf: leaf[: config.num_envs], ring.data)
+    new = jax.tree.map(lambda leaf: leaf[:, :, : setup.worlds_per_shard], ring.data)
     insert = jax.jit(replay.add, donate_argnums=0)
 
     def inserts():
@@ -52,15 +54,29 @@ def measure(check: Check) -> Results:
         "insert_seconds": inserting,
         "rows_sampled": count,
         "sample_seconds": sampling,
-        "ring_copies_in_the_chunk": _copies(compiled, config.max_replay_size),
+        "ring_copies_in_the_chunk": _copies(
+            compiled.as_text() or "", _ring_rows(setup)
+        ),
         "chunk_temporary_bytes": getattr(memory_used, "temp_size_in_bytes", None),
     }
 
 
-def _copies(compiled: jax.stages.Compiled, capacity: int) -> list[str]:
-    """Copies of arrays with as many rows as the ring, in a program's text."""
-    return [
-        line.strip()[:200]
-        for line in (compiled.as_text() or "").splitlines()
-        if re.search(r" copy(-start)?\(", line) and f"[{capacity}," in line
-    ]
+def _ring_rows(setup: loop.Setup) -> set[int]:
+    """Rows of a ring, and of all that a device owns, end to end."""
+    layout = setup.layout
+    rows = setup.config.max_replay_size // layout.num_shards
+    return {rows, rows * layout.own_seeds * layout.own_shards}
+
+
+def _copies(text: str, rows: set[int]) -> list[str]:
+    """Copies of arrays that have as many rows as a ring, in a program's text."""
+    found = []
+    for line in text.splitlines():
+        result = re.match(r"(.*?) copy(-start)?\(", line)
+        if result is None:
+            continue
+        shapes = re.findall(r"\[([\d,]+)\]", result[1])
+        sizes = {int(size) for shape in shapes for size in shape.split(",")}
+        if sizes & rows:
+            found.append(line.strip()[:200])
+    return found
