@@ -162,12 +162,12 @@ def locate(path: Path) -> Path:
     seeds = sorted(path.glob(f"seed*/{NEWEST}"))
     if seeds:
         raise ValueError(
-            f"--checkpoint {path}: it holds a run of several seeds; name one of them, such as "
-            f"{seeds[0].parent}"
+            f"--checkpoint {path}: it holds a run of several seeds; name one of them, "
+            f"such as {seeds[0].parent}"
         )
     raise ValueError(
-        f"--checkpoint {path}: there is no saved policy; give a run folder, its policy/ or best/, "
-        f"or one step in them"
+        f"--checkpoint {path}: there is no saved policy; give a run folder, its "
+        f"policy/ or best/, or one step in them"
     )
 
 
