@@ -1,4 +1,4 @@
-"""Tasks and the physics engines under them; imports nothing else of iqmjx.
+"""Tasks and the physics engines under them; imports of iqmjx only `registry`.
 
 A task is named as one of `REGISTRY`, as `package.module:Class` (docs/own_task), or as
 a task of brax or MuJoCo Playground (`brax:ant`, `playground:CheetahRun`). Errors say

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import importlib
 import io
@@ -26,13 +25,14 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from iqmjx import registry
 from iqmjx.envs.base import Env, State
 from iqmjx.envs.physics import quiet_compilation
 
@@ -240,7 +240,9 @@ def resolve(name: str) -> str:
         return f"{origin}:{what}"
     known = {each.lower(): each for each in names()}
     if what.lower() not in known:
-        raise ValueError(f"{origin} has no {what!r}; {_close(what, known.values())}")
+        raise ValueError(
+            f"{origin} has no {what!r}; {registry.close(what, known.values())}"
+        )
     return f"{origin}:{known[what.lower()]}"
 
 
@@ -306,41 +308,7 @@ def _load(module_name: str, attribute: str) -> Callable[..., Any]:
     """The class or function of a module, which may lie in the working directory."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and _is_part(error.name, module_name):
-            raise ValueError(
-                f"there is no module {error.name}, here or installed"
-            ) from None
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{module_name} cannot be imported: {what}") from error
-    found = getattr(module, attribute, None)
-    if callable(found):
-        return found
-    its_own = [
-        name
-        for name, value in vars(module).items()
-        if callable(value) and getattr(value, "__module__", None) == module.__name__
-    ]
-    raise ValueError(
-        f"{module_name} has no class {attribute!r}; {_close(attribute, its_own)}"
-    )
-
-
-def _is_part(missing: str | None, module_name: str) -> bool:
-    """Whether the module that is missing is the one asked for, or a package of it."""
-    return missing is not None and f"{module_name}.".startswith(f"{missing}.")
-
-
-def _close(name: str, known: Iterable[str]) -> str:
-    """Which of the known names may have been meant."""
-    known = list(known)
-    lower = {each.lower(): each for each in known}
-    close = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)
-    if close:
-        return f"did you mean {' or '.join(lower[each] for each in close)}?"
-    return f"there are {', '.join(known)}" if known else "there is none"
+    return registry.load(f"{module_name}:{attribute}")
 
 
 @contextlib.contextmanager

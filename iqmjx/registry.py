@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
-from types import ModuleType
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -19,36 +18,59 @@ def find(kind: str, name: str, known: Mapping[str, str | type]) -> Any:
             only now.
 
     Raises:
-        ValueError: for an unknown name, module or class, in one line. An error inside
-            the module itself is raised as it is.
+        ValueError: for an unknown name, and as `load`; the message names the flag.
     """
     place = known.get(name, name)
     if not isinstance(place, str):
         return place
-    module, colon, attribute = place.partition(":")
-    if not colon:
-        raise ValueError(f"--{kind} {name}: {_choose(name, known)}")
-    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
-        raise ValueError(f"--{kind} {name}: give package.module:Class")
-    found = getattr(_import(kind, name, module), attribute, None)
-    if found is None:
-        raise ValueError(f"--{kind} {name}: module {module} has no {attribute}")
-    return found
-
-
-def _import(kind: str, name: str, module: str) -> ModuleType:
     try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if not f"{module}.".startswith(f"{error.name}."):
-            raise  # of something that the module imports
-        raise ValueError(
-            f"--{kind} {name}: there is no module {error.name}; it must be installed, "
-            f"or lie in the working directory or on PYTHONPATH"
-        ) from error
+        if ":" in place:
+            return load(place)
+        hint = close(name, known)
+        raise ValueError(f"{hint} (there are {', '.join(known)}, or any module:Class)")
+    except ValueError as error:
+        raise ValueError(f"--{kind} {name}: {error}") from error.__cause__
 
 
-def _choose(name: str, known: Mapping[str, str | type]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"{hint}choose one of {', '.join(known)}, or give package.module:Class"
+def load(place: str) -> Any:
+    """The class or function at `package.module:Class`.
+
+    Raises:
+        ValueError: in one line, where there is none, or its module cannot be imported.
+    """
+    module_name, _, attribute = place.partition(":")
+    if not all(p.isidentifier() for p in (*module_name.split("."), attribute)):
+        raise ValueError("give package.module:Class")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and _is_part(error.name, module_name):
+            raise ValueError(
+                f"there is no module {error.name}; it must be installed, or lie in the "
+                f"working directory or on PYTHONPATH"
+            ) from error
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{module_name} cannot be imported: {what}") from error
+    found = getattr(module, attribute, None)
+    if callable(found):
+        return found
+    its_own = [
+        name
+        for name, value in vars(module).items()
+        if callable(value) and getattr(value, "__module__", None) == module.__name__
+    ]
+    raise ValueError(f"{module_name} has no {attribute}; {close(attribute, its_own)}")
+
+
+def close(name: str, known: Iterable[str]) -> str:
+    """Which of the known names may have been meant, in words."""
+    lower = {each.lower(): each for each in known}
+    found = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)
+    if found:
+        return f"did you mean {' or '.join(lower[each] for each in found)}?"
+    return f"choose one of {', '.join(lower.values())}" if lower else "there is none"
+
+
+def _is_part(missing: str | None, module_name: str) -> bool:
+    """Whether the module that is missing is the one asked for, or a package of it."""
+    return missing is not None and f"{module_name}.".startswith(f"{missing}.")

@@ -219,12 +219,12 @@ def test_a_task_from_outside_trains(folder):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere:Walk", "there is no module nowhere, here or installed"),
+        ("nowhere:Walk", "there is no module nowhere; it must be installed"),
         ("walk.inner:Walk", "there is no module walk.inner"),
-        ("walk:Wlak", "walk has no class 'Wlak'; did you mean Walk"),
-        ("walk:LIMIT", "walk has no class 'LIMIT'; there are State, Walk"),
-        ("walk:", "walk has no class ''"),
-        (":Walk", "cannot be imported: ValueError"),
+        ("walk:Wlak", "walk has no Wlak; did you mean Walk"),
+        ("walk:LIMIT", "walk has no LIMIT; choose one of State, Walk"),
+        ("walk:", "give package.module:Class"),
+        (":Walk", "give package.module:Class"),
         ("torn:Task", "torn cannot be imported: ModuleNotFoundError.*nowhere_to_be"),
         ("broken:Task", "broken cannot be imported: SyntaxError"),
         ("brax:antt", "brax has no 'antt'; did you mean ant"),
