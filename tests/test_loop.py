@@ -170,10 +170,17 @@ def test_random_actions_fade_out_over_exploration_steps():
 
 
 @pytest.mark.parametrize(
-    "name", ["multicategorical", "autoregressive", "gaussian", "flow"]
+    ("name", "algo"),
+    [
+        ("multicategorical", "iq"),
+        ("multicategorical", "m_iq"),
+        ("multicategorical", "pcl"),
+        ("autoregressive", "m_iq"),
+        ("gaussian", "pcl"),
+        ("flow", "trust_pcl"),
+    ],
 )
-@pytest.mark.parametrize("algo", ["iq", "m_iq", "pcl", "trust_pcl"])
-def test_every_class_trains_with_every_algorithm(name, algo):
+def test_every_class_and_every_algorithm_train(name, algo):
     setup = toys.toy_setup(toys.Commanded(), policy=name, algo=algo, num_bins=5)
     state = warmed(setup)
     before = jax.tree.map(jnp.copy, state.learner.params)
