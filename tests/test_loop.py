@@ -159,9 +159,9 @@ def test_random_actions_fade_out_over_exploration_steps():
     setup = dataclasses.replace(setup, agent=agent)
     state, random = warmed(setup), []
     for _ in range(10):
-        row = state.replay.insert_index
+        row = int(state.replay.insert_index)
         state, _ = loop.train_chunk(setup, state)
-        action = state.replay.data.action[0, 0, int(row) :][:64]
+        action = state.replay.data.action[0, 0, row : row + 64]
         random.append(np.mean((action != 0).any(-1)))
     expected = np.clip(1 - np.arange(1, 11) / 8, 0, 1) * (1 - 1 / 11**2)
     np.testing.assert_allclose(random, expected, atol=0.25)

@@ -26,8 +26,8 @@ from iqmjx.run import memory
 CHECKPOINTS = "checkpoints"
 _NEWEST_KEPT = 2
 _CHUNK_BYTES = 2**26  # what is compressed at a time
-_NAMES_TOLD = 4
-_STEPS = "0.steps"  # of the item `worlds`: [S, G, N/G]
+_NAMES_TOLD = 3
+_STEPS = "envs.steps"  # of the item `worlds`: [S, G, N/G]
 
 
 class Store:
@@ -106,23 +106,21 @@ def restore(
     folder = (run_folder / CHECKPOINTS).absolute()
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no checkpoint (no such folder)")
-    told = []
+    problems = []
     with ocp.CheckpointManager(
         folder, item_handlers=_handlers(_parts(wanted))
     ) as manager:
         for step in sorted(manager.all_steps(), reverse=True):
             try:
                 state, divided = _restore_step(manager, step, setup, wanted)
+                told = [f"warning: {p}; falling back to an older one" for p in problems]
                 return step, state, told + divided
             # Damage shows in many ways (missing files, short reads, bad JSON): each is
             # reported, and an older step tried.
             except Exception as error:
-                reason = str(error).strip().split("\n")[0][:300]
-                told.append(
-                    f"warning: step {step} cannot be read: {reason}; falling back to "
-                    f"an older one"
-                )
-    detail = "; ".join(told) or "it holds no step"
+                reason = str(error).strip().split("\n")[0][:400]
+                problems.append(f"step {step} cannot be read: {reason}")
+    detail = "; ".join(problems) or "it holds no step"
     raise ValueError(f"{folder}: there is no whole checkpoint to restore ({detail})")
 
 
@@ -205,18 +203,27 @@ def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
 def _parts(state: loop.TrainState) -> dict[str, dict[str, Any]]:
     """A state as items of a checkpoint."""
     return {
-        "learner": named_leaves((state.learner, state.normalizer)),
-        "replay": named_leaves(state.replay),
-        "worlds": named_leaves((state.envs, state.key, state.steps)),
+        "learner": named_leaves(
+            {"learner": state.learner, "normalizer": state.normalizer}
+        ),
+        "replay": named_leaves({"replay": state.replay}),
+        "worlds": named_leaves(
+            {"envs": state.envs, "key": state.key, "steps": state.steps}
+        ),
     }
 
 
 def _assemble(wanted: loop.TrainState, arrays: dict[str, dict[str, Any]]) -> Any:
     """The state `wanted` of stored arrays, its keys still numbers."""
-    learner, normalizer = fill((wanted.learner, wanted.normalizer), arrays["learner"])
-    replay = fill(wanted.replay, arrays["replay"])
-    worlds, key, steps = fill((wanted.envs, wanted.key, wanted.steps), arrays["worlds"])
-    return loop.TrainState(learner, normalizer, replay, worlds, key, steps)
+    learner = fill(
+        {"learner": wanted.learner, "normalizer": wanted.normalizer}, arrays["learner"]
+    )
+    replay = fill({"replay": wanted.replay}, arrays["replay"])
+    worlds = fill(
+        {"envs": wanted.envs, "key": wanted.key, "steps": wanted.steps},
+        arrays["worlds"],
+    )
+    return loop.TrainState(**learner, **replay, **worlds)
 
 
 def _name(path: tuple[Any, ...]) -> str:
