@@ -21,8 +21,6 @@ import numpy as np
 from absl import flags
 from scipy.special import logsumexp
 
-from iqmjx.commands import cli
-
 _STATES, _ACTIONS, _DISCOUNT, _TEMPERATURE = 10, 4, 0.9, 0.5
 
 
@@ -326,9 +324,3 @@ def _iterate(mdp: MDP, step: Callable, errors: np.ndarray) -> Iterates:
         history.append(step(*history[-1], error))
     log_policies, values = zip(*history, strict=True)
     return Iterates(np.array(log_policies), np.array(values))
-
-
-if __name__ == "__main__":  # as a library it defines no flags
-    flags.DEFINE_integer("seed", 0, "Seed of the MDPs and errors.", lower_bound=0)
-    flags.DEFINE_string("out", "tabular.png", "Where the figure goes.")
-    cli.run(main)
