@@ -179,7 +179,7 @@ def train_chunk(
     """Scans `config.chunk_steps` vector steps; `state` is donated.
 
     Returns the state, the metrics [S] of these steps, and the agent's statistics [S],
-    means over the last update of each.
+    means over the first update of each.
 
     A chunk draws its own bank of start states. Its length is part of the config and
     depends on nothing else, so that logging, evaluating and saving never change what
@@ -272,49 +272,63 @@ def _explore(
     return jnp.where(explores, policy.random(random_key, num_worlds), sampled)
 
 
-def _learn(setup: Setup, state: TrainState, key: PRNGKeyArray) -> tuple[Any, Any]:
-    """K updates on fresh batches: the learner, and the last update's statistics.
+def update(
+    setup: Setup, learner: Any, first: Transition, others: Transition, key: PRNGKeyArray
+) -> tuple[Any, Any]:
+    """K updates of one seed: the learner, and the first update's statistics.
 
-    Earlier updates' statistics are not returned, so the compiler leaves them out.
+    The others' statistics are not returned, so the compiler leaves them out.
+
+    Args:
+        setup: the run's setup.
+        learner: the agent's learner state.
+        first: this shard's part [B/G] of a batch, as the agent sees it.
+        others: of K - 1 more [K - 1, B/G].
+        key: consumed.
     """
-    config, shards = setup.config, setup.shards
-    earlier = config.grad_updates_per_step - 1
+    keys = jax.random.split(key, setup.config.grad_updates_per_step)
 
-    def learn(learner, normalizer, batches, last_batch, key):
-        keys = jax.random.split(shards.own_key(key), earlier + 1)
+    def step(learner, inputs):
+        batch, key = inputs
+        return setup.agent.update(learner, batch, key, setup.shards)[0], None
+
+    learner, statistics = setup.agent.update(learner, first, keys[0], setup.shards)
+    if len(keys) > 1:
+        learner, _ = jax.lax.scan(step, learner, (others, keys[1:]))
+    return learner, statistics
+
+
+def _learn(setup: Setup, state: TrainState, key: PRNGKeyArray) -> tuple[Any, Any]:
+    """K updates of each seed on fresh batches: learners, and statistics [S]."""
+
+    def learn(learner, normalizer, first, others, key):
         seen_by = _seen_by(setup, normalizer)
-        batches, last_batch = _seen(seen_by, batches), _seen(seen_by, last_batch)
+        first, others = _seen(seen_by, first), _seen(seen_by, others)
+        return update(setup, learner, first, others, setup.shards.own_key(key))
 
-        def update(learner, inputs):
-            batch, key = inputs
-            return setup.agent.update(learner, batch, key, shards)[0], None
-
-        if earlier:
-            learner, _ = jax.lax.scan(update, learner, (batches, keys[:-1]))
-        return setup.agent.update(learner, last_batch, keys[-1], shards)
-
-    earlier_key, last_key, key = _split(key, 3)
-    batches = _draw_batches(setup, state.replay, earlier_key, earlier)
-    last_batch = jax.tree.map(
-        lambda leaf: leaf[:, :, 0], _draw_batches(setup, state.replay, last_key, 1)
-    )
+    sample_key, key = _split(key, 2)
+    first, others = _draw_batches(setup, state.replay, sample_key)
     return setup.layout.over_all(
         learn,
         (BY_SEED, BY_SEED, BY_SHARD, BY_SHARD, BY_SEED),
         (BY_SEED, BY_SEED),
-    )(state.learner, state.normalizer, batches, last_batch, key)
+        in_turn=True,
+    )(state.learner, state.normalizer, first, others, key)
 
 
 def _draw_batches(
-    setup: Setup, ring: ReplayState, key: PRNGKeyArray, count: int
-) -> Transition:
-    """Batches [S, G, count, B/G], in one gather; `key` [S] is consumed."""
-    rows = setup.config.batch_size // setup.shards.count
+    setup: Setup, ring: ReplayState, key: PRNGKeyArray
+) -> tuple[Transition, Transition]:
+    """A batch [S, G, B/G], and K - 1 others [S, G, K - 1, B/G]; consumes `key` [S]."""
+    size = setup.config.batch_size // setup.shards.count
     own_keys = setup.layout.over_all(setup.shards.own_key, (BY_SEED,), BY_SHARD)(key)
-    drawn = replay.sample(ring, own_keys, count * rows)
-    return jax.tree.map(
-        lambda leaf: leaf.reshape(*leaf.shape[:2], count, rows, *leaf.shape[3:]), drawn
+    rows = replay.sample(ring, own_keys, setup.config.grad_updates_per_step * size)
+    first, others = rows[..., :size], rows[..., size:]
+    batches = jax.tree.map(
+        lambda leaf: leaf.reshape(*leaf.shape[:2], -1, size, *leaf.shape[3:]),
+        replay.take(ring, others),
     )
+    return replay.take(ring, first), batches
 
 
 def actor(setup: Setup, learner: Any, normalizer: Normalizer) -> acting.Actor:

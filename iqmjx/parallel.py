@@ -69,7 +69,7 @@ class Shards:
 
     def own_key(self, key: PRNGKeyArray) -> PRNGKeyArray:
         """This shard's key, from one that all of them have; `key` is consumed."""
-        return jax.random.fold_in(key, self.index())
+        return key if self.count == 1 else jax.random.fold_in(key, self.index())
 
 
 ALONE = Shards(1, ())
@@ -107,7 +107,8 @@ class Layout:
     @property
     def shards(self) -> Shards:
         """A seed's shards, for functions that `over_all` runs on the devices."""
-        return Shards(self.num_shards, (_SHARDS, _OWN_SHARDS))
+        axes = {_SHARDS: self.devices_per_seed, _OWN_SHARDS: self.own_shards}
+        return Shards(self.num_shards, tuple(n for n, size in axes.items() if size > 1))
 
     def on_devices(self, function: Callable, in_specs: Any, out_specs: Any) -> Any:
         """Runs a function on every device, over what each owns of the arguments."""
@@ -142,29 +143,70 @@ class Layout:
 
         return jax.tree.map(put, specs, arrays, is_leaf=_is_spec)
 
-    def over_all(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
+    def over_all(
+        self,
+        function: Callable,
+        in_specs: tuple[PartitionSpec, ...],
+        out_specs: Any,
+        *,
+        in_turn: bool = False,
+    ) -> Callable:
         """Runs a function of one shard of one seed for all that a device owns.
 
         Args:
             function: takes and returns trees without the leading axes.
-            in_specs: BY_SHARD, BY_SEED or SAME for each argument: whether it begins
-                with [S, G], with [S], or with neither.
-            out_specs: the same for what it returns. What is not BY_SHARD must be equal
-                on all shards: computed from means over them.
+            in_specs: BY_SHARD or BY_SEED for each argument: whether it begins with
+                [S, G] or with [S].
+            out_specs: the same for what it returns. What is BY_SEED must be equal on
+                all shards: computed from means over them.
+            in_turn: run the seeds one after another on a CPU, where batched matrix
+                products are slow.
         """
+        by_shard = [0 if spec == BY_SHARD else None for spec in in_specs]
+        out_by_shard = jax.tree.map(
+            lambda spec: 0 if spec == BY_SHARD else None, out_specs, is_leaf=_is_spec
+        )
+        of_seed = _mapped(
+            function, by_shard, out_by_shard, self.own_shards, axis_name=_OWN_SHARDS
+        )
+        if in_turn and self.own_seeds > 1 and self._on_cpu:
+            return lambda *args: jax.lax.map(lambda each: of_seed(*each), args)
+        return _mapped(of_seed, [0] * len(in_specs), 0, self.own_seeds)
 
-        def mapped(wanted, size):
-            axes = [
-                jax.tree.map(
-                    lambda spec: 0 if spec in wanted else None, specs, is_leaf=_is_spec
-                )
-                for specs in (in_specs, out_specs)
-            ]
-            return {"in_axes": axes[0], "out_axes": axes[1], "axis_size": size}
+    @property
+    def _on_cpu(self) -> bool:
+        return self.mesh.devices.flat[0].platform == "cpu"
 
-        own = mapped((BY_SHARD,), self.own_shards)
-        of_seed = jax.vmap(function, axis_name=_OWN_SHARDS, **own)
-        return jax.vmap(of_seed, **mapped((BY_SEED, BY_SHARD), self.own_seeds))
+
+def _mapped(
+    function: Callable,
+    in_axes: list[int | None],
+    out_axes: Any,
+    size: int,
+    axis_name: str | None = None,
+) -> Callable:
+    """`jax.vmap`; where the axis has the size 1, the function itself without it.
+
+    XLA compiles a batch of one into slower matrix products than none.
+    """
+    if size > 1:
+        return jax.vmap(function, in_axes, out_axes, axis_name=axis_name)
+
+    def alone(*args):
+        given = [
+            arg if axis is None else jax.tree.map(lambda leaf: leaf[0], arg)
+            for axis, arg in zip(in_axes, args, strict=True)
+        ]
+        found = function(*given)
+        axes = jax.tree.broadcast(out_axes, found, is_leaf=lambda axis: axis is None)
+        return jax.tree.map(
+            lambda axis, leaf: leaf if axis is None else leaf[None],
+            axes,
+            found,
+            is_leaf=lambda axis: axis is None,
+        )
+
+    return alone
 
 
 def make_layout(

@@ -10,6 +10,7 @@ that they share one cursor: with a cursor each, a write would be a scatter.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import chex
@@ -80,20 +81,27 @@ def add(state: ReplayState, batch: Transition) -> ReplayState:
     )
 
 
-def sample(state: ReplayState, key: PRNGKeyArray, batch_size: int) -> Transition:
-    """Draws rows [*L, batch_size] of each ring, uniformly and with replacement.
+def sample(
+    state: ReplayState, key: PRNGKeyArray, batch_size: int
+) -> Int[Array, "*L batch_size"]:
+    """Draws rows of each ring, uniformly and with replacement, for `take`.
 
     `key` [*L] is consumed. An empty ring gives its (zero) first row: callers learn
     after the first insert.
     """
-    leading, capacity = key.shape, state.data.reward.shape[-1]
     last = jnp.maximum(state.size, 1)
     keys = key.reshape(-1)
     rows = jax.vmap(lambda k: jax.random.randint(k, (batch_size,), 0, last))(keys)
-    rows += capacity * jnp.arange(len(keys))[:, None]  # in all rings, end to end
+    return rows.reshape(*key.shape, batch_size)
+
+
+def take(state: ReplayState, rows: Int[Array, "*L B"]) -> Transition:
+    """The transitions [*L, B] in these rows of each ring."""
+    *leading, capacity = state.data.reward.shape
+    rings = jnp.arange(math.prod(leading)).reshape(*leading, 1)
+    rows = rows + capacity * rings  # in all rings, end to end
 
     def gather(ring):
-        shape = ring.shape[len(leading) + 1 :]
-        return ring.reshape(-1, *shape)[rows].reshape(*leading, batch_size, *shape)
+        return ring.reshape(-1, *ring.shape[len(leading) + 1 :])[rows]
 
     return jax.tree.map(gather, state.data)

@@ -38,6 +38,10 @@ def empty(capacity, width=3):
     return replay.init(example, capacity)
 
 
+def drawn(state, key, batch_size):
+    return replay.take(state, replay.sample(state, key, batch_size))
+
+
 @pytest.mark.parametrize("jit", [True, False])
 def test_ring_is_a_deque(jit):
     add = jax.jit(replay.add) if jit else replay.add
@@ -55,16 +59,16 @@ def test_ring_is_a_deque(jit):
 
 def test_samples_only_written_rows_and_all_of_them():
     state = replay.add(empty(64), rows(jnp.arange(1, 9)))
-    batch = replay.sample(state, jax.random.key(0), 500)
+    batch = drawn(state, jax.random.key(0), 500)
     assert set(np.asarray(batch.obs[:, 0]).tolist()) == set(range(1, 9))
     check_aligned(batch)
-    again = replay.sample(state, jax.random.key(1), 500)
+    again = drawn(state, jax.random.key(1), 500)
     assert (again.obs != batch.obs).any()
 
 
 def test_sampling_is_uniform():
     state = replay.add(empty(16), rows(jnp.arange(16)))
-    batch = replay.sample(state, jax.random.key(0), 16_000)
+    batch = drawn(state, jax.random.key(0), 16_000)
     counts = np.bincount(np.asarray(batch.obs[:, 0], int), minlength=16)
     assert np.sum((counts - 1000) ** 2 / 1000) < 44.3  # 15 degrees, 99.99%
 
@@ -90,11 +94,11 @@ def test_rings_side_by_side_hold_and_give_their_own_rows():
     alone = [empty(8) for _ in range(6)]
     for shift in (0, 100, 200):  # wraps
         rings = replay.add(rings, lift(ids + shift))
-        batch = replay.sample(rings, keys, 5)
+        batch = drawn(rings, keys, 5)
         for ring in range(6):
             place = divmod(ring, 3)
             alone[ring] = replay.add(alone[ring], rows(ids[place] + shift))
-            expected = replay.sample(alone[ring], keys[place], 5)
+            expected = drawn(alone[ring], keys[place], 5)
             of_ring = jax.tree.map(lambda leaf, p=place: leaf[p], batch)
             jax.tree.map(np.testing.assert_array_equal, of_ring, expected)
     assert rings.size == 8 and rings.insert_index == 4

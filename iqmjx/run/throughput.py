@@ -171,10 +171,12 @@ def _for_all(
     run: Callable[..., Any],
     in_specs: Any,
     out_specs: Any,
+    *,
+    in_turn: bool = False,
     compiler_options: dict[str, Any] | None = None,
 ) -> Callable[..., Any]:
     """Compiles a function of one shard of one seed for all of them."""
-    on_a_device = setup.layout.over_all(run, in_specs, out_specs)
+    on_a_device = setup.layout.over_all(run, in_specs, out_specs, in_turn=in_turn)
     on_all = setup.layout.on_devices(on_a_device, in_specs, out_specs)
     return jax.jit(on_all, compiler_options=compiler_options)
 
@@ -269,24 +271,28 @@ def updating(
     """A chunk's updates, on K batches that are ready."""
     config, layout = setup.config, setup.layout
 
-    def run(learner, batches, key):
-        def update(learner, inputs):
-            batch, key = inputs
-            return setup.agent.update(learner, batch, key, setup.shards)[0], None
-
+    def run(learner, first, others, key):
         def vector_step(learner, key):
-            keys = jax.random.split(key, config.grad_updates_per_step)
-            return jax.lax.scan(update, learner, (batches, keys))
+            return loop.update(setup, learner, first, others, key)
 
         keys = jax.random.split(setup.shards.own_key(key), config.chunk_steps)
-        return jax.lax.scan(vector_step, learner, keys)[0]
+        return jax.lax.scan(vector_step, learner, keys)
 
-    specs = (BY_SEED, BY_SHARD, BY_SEED)
-    updates = _for_all(setup, run, specs, BY_SEED, compiler_options)
-    shape = (layout.num_seeds, layout.num_shards, config.grad_updates_per_step)
-    batches = _some_batches(setup, (*shape, config.batch_size // layout.num_shards))
+    specs = (BY_SEED, BY_SHARD, BY_SHARD, BY_SEED)
+    updates = _for_all(
+        setup,
+        run,
+        specs,
+        (BY_SEED, BY_SEED),
+        in_turn=True,
+        compiler_options=compiler_options,
+    )
+    shards = (layout.num_seeds, layout.num_shards)
+    size = config.batch_size // layout.num_shards
+    first = _some_batches(setup, (*shards, size))
+    others = _some_batches(setup, (*shards, config.grad_updates_per_step - 1, size))
     learner = jax.tree.map(jnp.copy, state.learner)
-    return lambda: updates(learner, batches, _keys(setup))
+    return lambda: updates(learner, first, others, _keys(setup))
 
 
 def _some_batches(setup: loop.Setup, shape: tuple[int, ...]) -> Transition:

@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from iqmjx import loop, presets
+from iqmjx import loop, presets, replay
 from iqmjx.config import Config
 from iqmjx.envs.vector import VectorState
-from iqmjx.replay import ReplayState
+from iqmjx.replay import ReplayState, Transition
 
 from .scales import Check
 
@@ -98,3 +98,8 @@ def compile_chunk(setup: loop.Setup, state: loop.TrainState) -> Any:
 def rows_sampled(config: Config) -> int:
     """Transitions that a vector step's updates learn from, K * B."""
     return config.grad_updates_per_step * config.batch_size
+
+
+def sampled(ring: ReplayState, keys: jax.Array, count: int) -> Transition:
+    """Rows [S, G, count] drawn and gathered, as a vector step does."""
+    return replay.take(ring, replay.sample(ring, keys, count))

@@ -34,7 +34,7 @@ def measure(check: Check) -> Results:
     count = common.rows_sampled(config)
     keys = jax.random.split(jax.random.key(0), ring.data.reward.shape[:2])
     own_count = count // setup.layout.num_shards
-    sample = jax.jit(replay.sample, static_argnums=2)
+    sample = jax.jit(common.sampled, static_argnums=2)
     sampling = common.seconds(sample, ring, keys, own_count, rounds=rounds)
 
     new = jax.tree.map(lambda leaf: leaf[:, :, : setup.worlds_per_shard], ring.data)
