@@ -190,7 +190,9 @@ def _mapped(
     XLA compiles a batch of one into slower matrix products than none.
     """
     if size > 1:
-        return jax.vmap(function, in_axes, out_axes, axis_name=axis_name)
+        return jax.vmap(
+            function, in_axes, out_axes, axis_name=axis_name, axis_size=size
+        )
 
     def alone(*args):
         given = [

@@ -147,4 +147,5 @@ def place(env: Env, qpos, qvel, model_fields=None) -> State:
     """One world of ours at a state in which nothing has happened yet."""
     world = env.physics.init(qpos, qvel, model_fields)
     zero = jnp.zeros(())
-    return State(world, env.observe(world), zero, zero)
+    info = {"overflow": world.overflow}
+    return State(world, env.observe(world), zero, zero, info=info)

@@ -243,16 +243,16 @@ def test_worlds_keep_their_own_scene_and_are_reset_one_by_one(task):
     state = vector.init(env, init_key, 3, limit)
     state = state.replace(steps=jnp.array([0, 2, 0]))  # the second one ends first
     bank = vector.make_bank(env, bank_key, 3)
-    before = jax.tree.map(np.asarray, state.physics.model_fields)
+    before = jax.tree.map(np.asarray, state.worlds.pipeline_state.model_fields)
     step = jax.jit(functools.partial(vector.step, env, episode_length=limit))
     action = jnp.zeros((3, env.action_size))
     state, outcome = step(state, action, bank, step_key)
     assert outcome.truncated.tolist() == [False, True, False]
-    for name, scenes in state.physics.model_fields.items():
+    for name, scenes in state.worlds.pipeline_state.model_fields.items():
         assert len(np.unique(before[name].reshape(3, -1), axis=0)) == 3
         np.testing.assert_array_equal(scenes[0], before[name][0])
         np.testing.assert_array_equal(scenes[2], before[name][2])
-        fresh = np.asarray(bank.physics.model_fields[name])
+        fresh = np.asarray(bank.pipeline_state.model_fields[name])
         assert any((scenes[1] == scene).all() for scene in fresh)
     # What is read of the scene is where each world's own model has it.
     place = {"door": 34, "hammer": 44, "pen": 36, "relocate": 38}[task]

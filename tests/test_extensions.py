@@ -176,7 +176,7 @@ def test_a_run_of_it_is_logged_outside_and_leaves_a_policy_to_load(outside):
     ("algo", "message"),
     [
         ("made_up:Clash", "made_up:Clash: .*that every run has: batch_size"),
-        ("made_up:MODULE", "module made_up has no MODULE"),
+        ("made_up:MODULE", "made_up has no MODULE"),
         ("made_up:Wide", "made_up:Wide: the class needs a dataclass named Settings"),
     ],
 )

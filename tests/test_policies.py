@@ -354,7 +354,8 @@ def test_entropy_targets_mean_the_same_for_bins_and_densities():
         ({"algo": "sac", "policy": "flow"}, "--policy flow: --algo sac does not have"),
         ({"policy": "normal"}, "--policy normal: choose one of multicategorical, auto"),
         ({"policy": "gausian"}, "--policy gausian: did you mean gaussian"),
-        ({"policy": "math:pi"}, "--policy math:pi: .*from_settings"),
+        ({"policy": "math:pi"}, "--policy math:pi: math has no pi"),
+        ({"policy": "math:sin"}, "--policy math:sin: .*from_settings"),
     ],
 )
 def test_policies_that_do_not_fit_are_refused(given, message):
