@@ -309,9 +309,13 @@ def gather(value: np.ndarray) -> np.ndarray:
 
 def to_host(tree: Any) -> Any:
     """Whole arrays as NumPy's, on every process; all processes must call it."""
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-    return multihost_utils.process_allgather(tree, tiled=True)
+
+    def fetch(leaf):
+        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return np.asarray(leaf)
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(fetch, tree)
 
 
 def _is_spec(leaf: Any) -> bool:

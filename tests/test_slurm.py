@@ -117,7 +117,7 @@ def reach_time_limit(job):
 
 @pytest.mark.parametrize("tasks", [1, 2])
 def test_a_job_goes_on_after_every_way_of_being_stopped(slurm, tmp_path, tasks):
-    job = Job(tmp_path, num_timesteps=100_000, tasks=tasks)
+    job = Job(tmp_path, num_timesteps=20_000, tasks=tasks)
     stops = [requeue, preempt, preempt_at_once, reach_time_limit]
     for restarts, stop in enumerate(stops, start=1):
         job.wait_for_progress()
@@ -126,7 +126,7 @@ def test_a_job_goes_on_after_every_way_of_being_stopped(slurm, tmp_path, tasks):
         assert job.said("state saved") == restarts, stop
         assert job["Restarts"] == str(restarts)
     job.wait_until(lambda: job["JobState"] == "COMPLETED")
-    assert job.steps() == list(range(32, 100_001, 32))
+    assert job.steps() == list(range(32, 20_001, 32))
     assert not job.said("resuming at 0 ") and job.said("done; ") == 1
 
 
