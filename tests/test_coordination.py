@@ -8,7 +8,12 @@ from launch import coordination
 
 @pytest.mark.parametrize(
     ("name", "num_bins"),
-    [("multicategorical", 11), ("autoregressive", 11), ("gaussian", 11), ("flow", 21)],
+    [
+        ("multicategorical", 11),
+        ("autoregressive", 11),
+        ("gaussian", 11),
+        pytest.param("flow", 21, marks=pytest.mark.slow),  # 11 bins: the next test
+    ],
 )
 def test_training_meets_the_best_of_its_class(name, num_bins):
     """The flow's is that of all densities, up to its bins."""
