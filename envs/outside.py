@@ -21,9 +21,7 @@ import dataclasses
 import functools
 import importlib
 import io
-import os
 import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -233,11 +231,12 @@ def resolve(name: str) -> str:
     Raises:
         ValueError: where there is none such; the message lists close names.
     """
-    origin, _, what = name.strip().partition(":")
+    name = name.strip()
+    origin, _, what = name.partition(":")
     names = {"brax": _brax_names, "playground": _playground_names}.get(origin)
     if names is None:
-        _load(origin, what)
-        return f"{origin}:{what}"
+        registry.load(name)
+        return name
     known = {each.lower(): each for each in names()}
     if what.lower() not in known:
         raise ValueError(
@@ -258,7 +257,7 @@ def episode_length(name: str) -> int:
     if origin == "playground":
         config = _playground().registry.get_default_config(what)
         return int(config.get("episode_length", EPISODE_LENGTH))
-    return int(getattr(_load(origin, what), "episode_length", EPISODE_LENGTH))
+    return int(getattr(registry.load(name), "episode_length", EPISODE_LENGTH))
 
 
 def own_class(name: str) -> type[Env] | None:
@@ -267,10 +266,9 @@ def own_class(name: str) -> type[Env] | None:
     Args:
         name: as `resolve` returns it.
     """
-    origin, _, what = name.partition(":")
-    if origin in ("brax", "playground"):
+    if name.startswith(("brax:", "playground:")):
         return None
-    found = _load(origin, what)
+    found = registry.load(name)
     return found if isinstance(found, type) and issubclass(found, Env) else None
 
 
@@ -288,7 +286,7 @@ def make(name: str) -> Outside:
     build = {"brax": _make_brax, "playground": _make_playground}.get(origin)
     if build is not None:
         return build(name, what)
-    env = _load(origin, what)()
+    env = registry.load(name)()
     return Outside(
         env,
         name,
@@ -302,13 +300,6 @@ def _backend(env: Any) -> list[str]:
     """What a task calls its physics, if it does."""
     backend = getattr(env, "backend", None)
     return [backend] if isinstance(backend, str) else []
-
-
-def _load(module_name: str, attribute: str) -> Callable[..., Any]:
-    """The class or function of a module, which may lie in the working directory."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    return registry.load(f"{module_name}:{attribute}")
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -35,12 +37,17 @@ def find(kind: str, name: str, known: Mapping[str, str | type]) -> Any:
 def load(place: str) -> Any:
     """The class or function at `package.module:Class`.
 
+    The module may lie in the working directory, which `python -m` searches by itself
+    and an installed command's script does not.
+
     Raises:
         ValueError: in one line, where there is none, or its module cannot be imported.
     """
     module_name, _, attribute = place.partition(":")
     if not all(p.isidentifier() for p in (*module_name.split("."), attribute)):
         raise ValueError("give package.module:Class")
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except Exception as error:

@@ -41,7 +41,6 @@ def user_errors() -> Iterator[None]:
 
 def run(main: Callable[[], None]) -> None:
     """Parses the command line and runs a command's main function."""
-    import_from_working_directory()
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -102,7 +101,6 @@ def define_config_flags() -> None:
     Settings are those of every run, of the algorithm that the command line names, and
     of all in `agents.ALGORITHMS`; the first to have a name says what its flag is.
     """
-    import_from_working_directory()
     with user_errors():
         named = _named_algorithm(sys.argv)
         for algo in (named, *agents.ALGORITHMS):
@@ -129,16 +127,6 @@ def _named_algorithm(argv: Sequence[str]) -> str:
     except flags.Error:
         return Config.algo  # what is wrong is said when all flags are parsed
     return alone.algo
-
-
-def import_from_working_directory() -> None:
-    """Lets `package.module:Class` name modules in the working directory.
-
-    `python -m` does so by itself; the script of an installed command does not.
-    """
-    here = os.getcwd()
-    if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)
 
 
 def given_settings() -> dict[str, Any]:
