@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ CHECKPOINTS = "checkpoints"
 _NEWEST_KEPT = 2
 _CHUNK_BYTES = 2**26  # what is compressed at a time
 _NAMES_TOLD = 3
+_REASON_LENGTH = 400  # characters
 _STEPS = "envs.steps"  # of the item `worlds`: [S, G, N/G]
 
 
@@ -45,9 +46,7 @@ class Store:
 
     def drop_after(self, env_steps: int) -> None:
         """Deletes newer steps: a resume from here takes them again."""
-        for step in self._manager.all_steps():
-            if step > env_steps:
-                self._manager.delete(step)
+        delete_after(self._manager, env_steps)
 
     def save(self, env_steps: int, state: loop.TrainState) -> None:
         """Writes the whole state, unless this step is there already."""
@@ -106,22 +105,43 @@ def restore(
     folder = (run_folder / CHECKPOINTS).absolute()
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no checkpoint (no such folder)")
+    handlers = _handlers(_parts(wanted))
+    with ocp.CheckpointManager(folder, item_handlers=handlers) as manager:
+        steps = sorted(manager.all_steps(), reverse=True)
+        step, (state, divided), problems = read_first(
+            steps,
+            lambda step: _restore_step(manager, step, setup, wanted),
+            f"{folder}: there is no whole checkpoint to restore",
+        )
+    told = [f"warning: {p}; falling back to an older one" for p in problems]
+    return step, state, told + divided
+
+
+def read_first(
+    steps: Iterable[int], read: Callable[[int], Any], failure: str
+) -> tuple[int, Any, list[str]]:
+    """The first step that can be read, what it holds, and a line about each before it.
+
+    Raises:
+        ValueError: `failure`, and why, where none can be.
+    """
     problems = []
-    with ocp.CheckpointManager(
-        folder, item_handlers=_handlers(_parts(wanted))
-    ) as manager:
-        for step in sorted(manager.all_steps(), reverse=True):
-            try:
-                state, divided = _restore_step(manager, step, setup, wanted)
-                told = [f"warning: {p}; falling back to an older one" for p in problems]
-                return step, state, told + divided
-            # Damage shows in many ways (missing files, short reads, bad JSON): each is
-            # reported, and an older step tried.
-            except Exception as error:
-                reason = str(error).strip().split("\n")[0][:400]
-                problems.append(f"step {step} cannot be read: {reason}")
-    detail = "; ".join(problems) or "it holds no step"
-    raise ValueError(f"{folder}: there is no whole checkpoint to restore ({detail})")
+    for step in steps:
+        try:
+            return step, read(step), problems
+        # Damage shows in many ways (missing files, short reads, bad JSON): each is
+        # reported, and the next step tried.
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0][:_REASON_LENGTH]
+            problems.append(f"step {step} cannot be read: {reason}")
+    raise ValueError(f"{failure} ({'; '.join(problems) or 'it holds no step'})")
+
+
+def delete_after(manager: ocp.CheckpointManager, env_steps: int) -> None:
+    """Deletes the steps after this one."""
+    for step in manager.all_steps():
+        if step > env_steps:
+            manager.delete(step)
 
 
 def _restore_step(
@@ -200,30 +220,18 @@ def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
     return sorted(told)
 
 
-def _parts(state: loop.TrainState) -> dict[str, dict[str, Any]]:
-    """A state as items of a checkpoint."""
+def _items(state: loop.TrainState) -> dict[str, dict[str, Any]]:
+    """The fields of a state by the item of a checkpoint that they belong to."""
     return {
-        "learner": named_leaves(
-            {"learner": state.learner, "normalizer": state.normalizer}
-        ),
-        "replay": named_leaves({"replay": state.replay}),
-        "worlds": named_leaves(
-            {"envs": state.envs, "key": state.key, "steps": state.steps}
-        ),
+        "learner": {"learner": state.learner, "normalizer": state.normalizer},
+        "replay": {"replay": state.replay},
+        "worlds": {"envs": state.envs, "key": state.key, "steps": state.steps},
     }
 
 
-def _assemble(wanted: loop.TrainState, arrays: dict[str, dict[str, Any]]) -> Any:
-    """The state `wanted` of stored arrays, its keys still numbers."""
-    learner = fill(
-        {"learner": wanted.learner, "normalizer": wanted.normalizer}, arrays["learner"]
-    )
-    replay = fill({"replay": wanted.replay}, arrays["replay"])
-    worlds = fill(
-        {"envs": wanted.envs, "key": wanted.key, "steps": wanted.steps},
-        arrays["worlds"],
-    )
-    return loop.TrainState(**learner, **replay, **worlds)
+def _parts(state: loop.TrainState) -> dict[str, dict[str, Any]]:
+    """The arrays of each item of a checkpoint, by name."""
+    return {part: named_leaves(fields) for part, fields in _items(state).items()}
 
 
 def _name(path: tuple[Any, ...]) -> str:
@@ -300,7 +308,10 @@ def _read(
     arrays = {part: dict(restored[part]) for part in parts}
     del restored
     gc.collect()  # as in Store.save
-    return _assemble(wanted, arrays)
+    found = {
+        part: fill(fields, arrays[part]) for part, fields in _items(wanted).items()
+    }
+    return loop.TrainState(**found["learner"], **found["replay"], **found["worlds"])
 
 
 def _restore_args(like: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:

@@ -103,9 +103,7 @@ class PolicyStore:
 
     def drop_after(self, env_steps: int) -> None:
         """Deletes newer policies: a resume from here saves them again."""
-        for step in self._newest.all_steps():
-            if step > env_steps:
-                self._newest.delete(step)
+        checkpoint.delete_after(self._newest, env_steps)
 
     def close(self) -> None:
         """Waits for what is being written."""
@@ -130,18 +128,14 @@ def load(folder: Path) -> SavedPolicy:
     root = folder if chosen is None else folder.parent
     if not root.is_dir():
         raise ValueError(f"{root}: there is no saved policy (no such folder)")
-    problems = []
     with ocp.CheckpointManager(root, item_handlers=_handlers()) as manager:
         steps = sorted(manager.all_steps(), reverse=True)
-        for step in steps if chosen is None else [chosen]:
-            try:
-                return _load_step(manager, step, problems)
-            # As for checkpoints: damage shows in many ways.
-            except Exception as error:
-                reason = str(error).strip().split("\n")[0][:300]
-                problems.append(f"step {step} cannot be read: {reason}")
-    detail = "; ".join(problems) or "it holds no step"
-    raise ValueError(f"{folder}: there is no policy that can be read ({detail})")
+        _, saved, problems = checkpoint.read_first(
+            steps if chosen is None else [chosen],
+            lambda step: _load_step(manager, step),
+            f"{folder}: there is no policy that can be read",
+        )
+    return dataclasses.replace(saved, unreadable=problems)
 
 
 def locate(path: Path) -> Path:
@@ -171,9 +165,7 @@ def locate(path: Path) -> Path:
     )
 
 
-def _load_step(
-    manager: ocp.CheckpointManager, step: int, problems: list[str]
-) -> SavedPolicy:
+def _load_step(manager: ocp.CheckpointManager, step: int) -> SavedPolicy:
     about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
     about = about["about"]
     config = run_folder.config_of(about["config"], f"the policy of step {step}")
@@ -194,7 +186,7 @@ def _load_step(
     )
     arrays = manager.restore(step, args=ocp.args.Composite(actor=args))["actor"]
     actor = checkpoint.fill(like, arrays)
-    return SavedPolicy(config, agent.policy, actor, about["env_steps"], problems)
+    return SavedPolicy(config, agent.policy, actor, about["env_steps"], [])
 
 
 def _handlers() -> dict[str, Any]:
