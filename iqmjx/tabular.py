@@ -1,11 +1,6 @@
-"""python -m iqmjx.tabular: see `iqmjx.theory.tabular`."""
+"""python -m iqmjx.tabular: see `iqmjx.commands.tabular`."""
 
-from absl import flags
+from iqmjx.commands import cli, tabular
 
-from iqmjx.commands import cli
-from iqmjx.theory import tabular
-
-if __name__ == "__main__":  # as a library it defines no flags
-    flags.DEFINE_integer("seed", 0, "Seed of the MDPs and errors.", lower_bound=0)
-    flags.DEFINE_string("out", "tabular.png", "Where the figure goes.")
+if __name__ == "__main__":
     cli.run(tabular.main)
