@@ -103,8 +103,8 @@ def make_setup(
     layout = layout or parallel.make_layout(config.num_seeds, config.num_shards)
     config = dataclasses.replace(config, num_shards=layout.num_shards)
     if env is None:
-        shards = layout.own_seeds * layout.own_shards
-        worlds = shards * config.num_envs // layout.num_shards
+        own_shards = layout.own_seeds * layout.own_shards
+        worlds = own_shards * config.num_envs // layout.num_shards
         env = envs.make(config.env, config.physics, worlds)
     agent = agents.make(config, env.observation_size, env.action_size)
     return Setup(config, env, agent, layout)
@@ -460,17 +460,8 @@ def _summary(setup: Setup, steps: StepMetrics) -> StepMetrics:
     """Metrics [T, S, G] over all steps and shards: means of means, sums of counts."""
 
     def reduce(of_shard):
-        over_steps = StepMetrics(
-            reward=of_shard.reward.mean(),
-            episodes=of_shard.episodes.sum(),
-            return_sum=of_shard.return_sum.sum(),
-            length_sum=of_shard.length_sum.sum(),
-            at_bounds=of_shard.at_bounds.mean(),
-            overflow=of_shard.overflow.sum(),
-            diverged=of_shard.diverged.sum(),
-            task=jax.tree.map(jnp.mean, of_shard.task),
-        )
-        sums, means = setup.shards.sum(over_steps), setup.shards.mean(over_steps)
+        sums = setup.shards.sum(jax.tree.map(jnp.sum, of_shard))
+        means = setup.shards.mean(jax.tree.map(jnp.mean, of_shard))
         return dataclasses.replace(
             sums, reward=means.reward, at_bounds=means.at_bounds, task=means.task
         )

@@ -122,26 +122,26 @@ class Layout:
 
     def placed(self, specs: Any, shapes: Any) -> Any:
         """Shapes with the shardings that their specs (a prefix tree) mean here."""
-
-        def put(spec, subtree):
-            sharding = NamedSharding(self.mesh, spec)
-            return jax.tree.map(lambda leaf: leaf.update(sharding=sharding), subtree)
-
-        return jax.tree.map(put, specs, shapes, is_leaf=_is_spec)
+        return self._by_spec(
+            lambda leaf, sharding: leaf.update(sharding=sharding), specs, shapes
+        )
 
     def place(self, specs: Any, arrays: Any) -> Any:
         """Puts whole NumPy arrays, equal on every process, on the devices."""
 
-        def put(spec, subtree):
-            sharding = NamedSharding(self.mesh, spec)
-            return jax.tree.map(
-                lambda leaf: jax.make_array_from_callback(
-                    leaf.shape, sharding, leaf.__getitem__
-                ),
-                subtree,
-            )
+        def put(leaf, sharding):
+            return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
 
-        return jax.tree.map(put, specs, arrays, is_leaf=_is_spec)
+        return self._by_spec(put, specs, arrays)
+
+    def _by_spec(self, put: Callable[[Any, Any], Any], specs: Any, tree: Any) -> Any:
+        """`put(leaf, sharding)` of every leaf, by the specs (a prefix tree)."""
+
+        def put_all(spec, subtree):
+            sharding = NamedSharding(self.mesh, spec)
+            return jax.tree.map(lambda leaf: put(leaf, sharding), subtree)
+
+        return jax.tree.map(put_all, specs, tree, is_leaf=_is_spec)
 
     def over_all(
         self,

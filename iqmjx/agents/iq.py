@@ -301,7 +301,8 @@ class ImplicitQ:
                 munchausen=self.munchausen,
             )
 
-        error, (target, *_) = jax.vmap(error_of)(values)
+        error, targets = jax.vmap(error_of)(values)
+        target = targets[0]  # the same for all
         loss = jnp.mean(batch.weight[None] * jnp.square(error))
         statistics = Statistics(
             loss=loss,

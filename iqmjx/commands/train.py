@@ -54,7 +54,9 @@ def main() -> None:
         folder = Path(_by_first(lambda: str(_prepare(*prepared))))
     with cli.user_errors():
         try:
-            finished = trainer.train(resolved.config, folder, resume=_RESUME.value)
+            finished = trainer.train(
+                resolved.config, folder, resume=_RESUME.value, env=setup.env
+            )
         except trainer.DivergedError as error:
             cli.fail(str(error), cli.EXIT_FAILURE)
     if finished and parallel.is_first():

@@ -38,11 +38,11 @@ def tree_bytes(tree: Any) -> int:
 
 
 def available() -> int:
-    """Bytes free for buffers: on the accelerator, or in the machine's memory."""
+    """Bytes free for a device's buffers: its own, or its share of the machine's."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
-    return psutil.virtual_memory().available
+    return psutil.virtual_memory().available // jax.local_device_count()
 
 
 def check(parts: dict[str, int], config) -> None:

@@ -152,17 +152,16 @@ class _Run:
             self._train = loop.train_chunk.lower(self._setup, state).compile()
         if config.num_evals:
             with progress.compiling("the evaluation"):
-                self._game = _make_game(self._setup, len(self._greedy))
+                game = _make_game(self._setup, len(self._greedy))
                 actors = jax.eval_shape(lambda: loop.average_actors(self._setup, state))
                 self._play = evaluation.play_all.lower(
-                    *self._played(actors, env_steps)
+                    game,
+                    self._setup.layout,
+                    actors,
+                    self._greedy,
+                    self._numbers,
+                    np.uint32(0),
                 ).compile()
-
-    def _played(self, actors: Any, env_steps: int) -> tuple[Any, ...]:
-        """The arguments of `play_all`."""
-        phase = np.uint32(env_steps % 2**32)
-        layout = self._setup.layout
-        return self._game, layout, actors, self._greedy, self._numbers, phase
 
     def _advance(self, state: loop.TrainState) -> loop.TrainState:
         """The warm-up, or a chunk; `state` is donated.
@@ -182,7 +181,10 @@ class _Run:
             self.env_steps += config.env_steps_per_chunk
         steps, learning = parallel.to_host((steps, learning))
         now = time.perf_counter()
-        rows = [_of_seed(steps, learning, k) for k in range(config.num_seeds)]
+        rows = [
+            _row(*_of_seed((steps, learning), index))
+            for index in range(config.num_seeds)
+        ]
         for row in rows:
             row["training/updates"] = updates
             row["training/buffer_current_size"] = min(
@@ -199,22 +201,21 @@ class _Run:
         """Plays evaluation episodes, logs them, and keeps each policy if best."""
         start = time.perf_counter()
         actors = loop.average_actors(self._setup, state)
-        *_, numbers, phase = self._played(actors, self.env_steps)
-        episodes = self._play(actors, self._greedy, numbers, phase)
+        phase = np.uint32(self.env_steps % 2**32)
+        episodes = self._play(actors, self._greedy, self._numbers, phase)
         actors, episodes = parallel.to_host((actors, episodes))
         now = time.perf_counter()
         rows = []
         for index in range(self._config.num_seeds):
-            played = jax.tree.map(lambda leaf, k=index: leaf[k], episodes)
-            row = evaluation.summarize(played, self._greedy)
+            row = evaluation.summarize(_of_seed(episodes, index), self._greedy)
             row["eval/seconds"] = now - start
             row["eval/walltime"] = now - self._start
             rows.append(row)
         self._write(rows)
         self._progress.evaluated(self.env_steps, rows)
         for index, (seed, row) in enumerate(zip(self._seeds, rows, strict=False)):
-            actor = jax.tree.map(lambda leaf, k=index: leaf[k], actors)
             score = row["eval/episode_reward"]
+            actor = _of_seed(actors, index)
             seed.policies.save_if_best(self.env_steps, actor, score)
 
     def _save(self, state: loop.TrainState) -> None:
@@ -222,8 +223,7 @@ class _Run:
         self._store.save(self.env_steps, state)
         actors = parallel.to_host(loop.average_actors(self._setup, state))
         for index, seed in enumerate(self._seeds):
-            actor = jax.tree.map(lambda leaf, k=index: leaf[k], actors)
-            seed.policies.save(self.env_steps, actor)
+            seed.policies.save(self.env_steps, _of_seed(actors, index))
 
     def _write(self, rows: list[dict[str, float]]) -> None:
         for seed, row in zip(self._seeds, rows, strict=False):  # none elsewhere
@@ -240,9 +240,13 @@ class _Run:
                 )
 
 
-def _of_seed(steps: loop.StepMetrics, learning: Any, index: int) -> dict[str, float]:
-    """The row of one seed, from metrics [S]."""
-    steps, learning = jax.tree.map(lambda leaf: leaf[index], (steps, learning))
+def _of_seed(tree: Any, index: int) -> Any:
+    """One seed's part of a tree [S]."""
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def _row(steps: loop.StepMetrics, learning: Any) -> dict[str, float]:
+    """The row of one seed's vector steps and, where it has learned, of its updates."""
     row = {} if learning is None else metrics.learning_row(learning)
     return row | metrics.steps_row(steps)
 
