@@ -8,7 +8,22 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from iqmjx import envs
-from iqmjx.settings import check, refuse, setting
+from iqmjx.settings import LARGEST_INT, check, refuse, setting
+
+_ENV_STEPS = 2**53
+"""The most env steps: counted on the host, and spread over a run in float64."""
+_ROWS = 2**30
+"""The most rows in the rings of all seeds: one index (int32) runs over them end to end,
+and a ring's counters pass its end by an insert."""
+_SOME_ROWS = 2**15
+"""Of replay, for advice: they fit any machine."""
+_SEEDS = 128
+"""The most seeds: each has files open and policies of its own."""
+_BY_OTHERS = math.inf
+"""The most that a setting may be whose range follows from others: see `Config`'s
+checks."""
+_TIMES = 10**6
+"""The most evaluations, or checkpoints: they are laid out before the first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +51,14 @@ class Config:
         "iq, m_iq (IQ with munchausen 0.9), pcl and trust_pcl (IQ with residual, and "
         "with munchausen 0 and 0.9), sac, or package.module:Class.",
     )
-    seed: int = setting(0, "Seed of everything random in the run.", at_least=0)
+    seed: int = setting(
+        0, "Seed of everything random in the run.", at_least=0, at_most=_BY_OTHERS
+    )
     num_seeds: int = setting(
         1,
         "Independent agents trained in one program, from --seed on.",
         at_least=1,
+        at_most=_SEEDS,
         before=1,
     )
     physics: str = setting(
@@ -49,38 +67,49 @@ class Config:
     )
 
     num_timesteps: int = setting(
-        2_000_000, "Env steps to train for; rounded up to whole chunks.", at_least=1
+        2_000_000,
+        "Env steps to train for; rounded up to whole chunks.",
+        at_least=1,
+        at_most=_BY_OTHERS,
     )
-    num_envs: int = setting(128, "N, parallel worlds.", at_least=1)
+    num_envs: int = setting(128, "N, parallel worlds.", at_least=1, at_most=_BY_OTHERS)
     num_shards: int = setting(
         0,
         "Parts that worlds and replay are divided into, a multiple of the number of "
         "devices; what is learned depends on it, not on the devices. 0: one per "
         "device.",
         at_least=0,
+        at_most=_BY_OTHERS,
         before=1,
     )
     episode_length: int = setting(1000, "Time limit, control steps.", at_least=1)
     chunk_steps: int = setting(
-        64, "T, vector steps in one call of the compiled program.", at_least=1
+        64,
+        "T, vector steps in one call of the compiled program.",
+        at_least=1,
+        at_most=_BY_OTHERS,
     )
 
     batch_size: int = setting(256, "B, transitions in one update.", at_least=1)
-    grad_updates_per_step: int = setting(8, "K, updates per vector step.", at_least=1)
+    grad_updates_per_step: int = setting(
+        8, "K, updates per vector step.", at_least=1, at_most=_BY_OTHERS
+    )
     min_replay_size: int = setting(
         8192,
         "Transitions gathered with random actions before learning starts.",
         at_least=0,
+        at_most=_BY_OTHERS,
     )
     exploration_steps: int = setting(
         2**17,
         "Env steps over which the share of random actions falls from 1 to 0.",
         at_least=0,
+        at_most=_ENV_STEPS,
     )
     max_replay_size: int = setting(
         2**20,
         "C, replay capacity in transitions; a multiple of num_envs.",
-        at_least=1,
+        at_most=_BY_OTHERS,
     )
     normalize_observations: bool = setting(
         True, "Normalize observations by their running mean and variance."
@@ -90,6 +119,7 @@ class Config:
         10,
         "Evaluations, the first before training and the last at its end; 0 for none.",
         at_least=0,
+        at_most=_TIMES,
     )
     num_eval_envs: int = setting(
         16,
@@ -100,6 +130,7 @@ class Config:
         4,
         "Checkpoints of the whole state, the last at the end of training; 0 for none.",
         at_least=0,
+        at_most=_TIMES,
     )
     loggers: tuple[str, ...] = setting(
         ("tensorboard",),
@@ -117,27 +148,72 @@ class Config:
         kind = _settings_class(self.algo)
         if not isinstance(self.algorithm, kind):
             refuse("algo", self.algo, f"its settings are a {kind.__qualname__}")
-        if self.max_replay_size % self.num_envs:
-            fix = f"it must be a multiple of --num_envs {self.num_envs}, such as"
-            refuse("max_replay_size", self.max_replay_size, f"{fix} {self._whole()}")
+        self._check_seeds()
+        self._check_replay()
+        self._check_shards()
+        self._check_counters()
+
+    def _check_seeds(self) -> None:
+        last = LARGEST_INT - (self.num_seeds - 1)
+        if self.seed > last:
+            with_seeds = f"with --num_seeds {self.num_seeds}"
+            refuse("seed", self.seed, f"{with_seeds}, give at most {last}")
+
+    def _check_replay(self) -> None:
+        most = _ROWS // self.num_seeds
+        if self.num_envs > most:
+            limit = f"{_ROWS} rows of replay for --num_seeds {self.num_seeds}"
+            fix = f"there is room for {limit}; give at most {most}, such as"
+            refuse("num_envs", self.num_envs, f"{fix} {Config.num_envs}")
+        most -= most % self.num_envs
+        size = self.max_replay_size
+        if not 1 <= size <= most or size % self.num_envs:
+            near = size if 1 <= size <= most else _SOME_ROWS
+            least = self.warm_up_steps if self.min_replay_size <= near else 1
+            near = max(near // self.num_envs, least, 1) * self.num_envs
+            fix = f"it must be a multiple of --num_envs {self.num_envs} and at most"
+            refuse("max_replay_size", size, f"{fix} {most}, such as {min(near, most)}")
         if self.min_replay_size > self.max_replay_size:
             limit = f"--max_replay_size {self.max_replay_size}"
             refuse("min_replay_size", self.min_replay_size, f"give at most {limit}")
+
+    def _check_shards(self) -> None:
         divided = math.gcd(self.num_envs, self.batch_size)  # replay is, by num_envs
         if self.num_shards and divided % self.num_shards:
-            fit = next(n for n in range(self.num_shards, 0, -1) if not divided % n)
+            small = [n for n in range(1, math.isqrt(divided) + 1) if not divided % n]
+            fits = [n for s in small for n in (s, divided // s) if n <= self.num_shards]
             refuse(
                 "num_shards",
                 self.num_shards,
                 f"it must divide --num_envs {self.num_envs} and --batch_size "
-                f"{self.batch_size}, as {fit} does",
+                f"{self.batch_size}, as {max(fits)} does",
             )
 
-    def _whole(self) -> int:
-        """A replay capacity of whole inserts that holds min_replay_size."""
-        fit = self.max_replay_size // self.num_envs
-        least = -(-max(self.min_replay_size, 1) // self.num_envs)
-        return max(fit, least) * self.num_envs
+    def _check_counters(self) -> None:
+        """Holds what a chunk and a run count in int32 to its numbers."""
+        chunk, updates = self.chunk_steps, self.grad_updates_per_step
+        if self.env_steps_per_chunk > LARGEST_INT:
+            most = LARGEST_INT // self.num_envs
+            fix = f"with --num_envs {self.num_envs}, give at most {most}, such as"
+            refuse("chunk_steps", chunk, f"{fix} {min(most, Config.chunk_steps)}")
+        if chunk * updates > LARGEST_INT:
+            most = LARGEST_INT // chunk
+            fit = min(most, Config.grad_updates_per_step)
+            fix = f"with --chunk_steps {chunk}, give at most {most}, such as {fit}"
+            refuse("grad_updates_per_step", updates, fix)
+        counted = max(self.num_updates, self.num_vector_steps)
+        if counted > LARGEST_INT or self.num_timesteps > _ENV_STEPS:
+            chunks = min(
+                LARGEST_INT // (chunk * updates),
+                (LARGEST_INT - self.warm_up_steps) // chunk,
+            )
+            most = min(self.env_steps_after(chunks), _ENV_STEPS)
+            refuse(
+                "num_timesteps",
+                self.num_timesteps,
+                f"vector steps and updates are counted up to {LARGEST_INT}; give at "
+                f"most {most}",
+            )
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Config:
@@ -190,6 +266,11 @@ class Config:
     def env_steps_after(self, chunks: int) -> int:
         """Env steps of the warm-up and this many chunks."""
         return self.num_envs * (self.warm_up_steps + chunks * self.chunk_steps)
+
+    @property
+    def num_vector_steps(self) -> int:
+        """Vector steps in the whole run, the warm-up's among them."""
+        return self.warm_up_steps + self.num_chunks * self.chunk_steps
 
     @property
     def num_updates(self) -> int:

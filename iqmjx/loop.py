@@ -25,6 +25,7 @@ from iqmjx.envs.vector import VectorState
 from iqmjx.normalize import Normalizer
 from iqmjx.parallel import BY_SEED, BY_SHARD, SAME, Layout, Shards
 from iqmjx.replay import ReplayState, Transition
+from iqmjx.settings import refuse
 
 _STREAM = 0
 """Folded into a run's seed for training; evaluation has another stream."""
@@ -79,7 +80,7 @@ class StepMetrics:
     reward: Float[Array, ""]  # mean over the worlds
     episodes: Int[Array, ""]  # episodes that ended and count
     return_sum: Float[Array, ""]  # sum of their returns
-    length_sum: Int[Array, ""]  # sum of their lengths, control steps
+    length_sum: Float[Array, ""]  # of their lengths, control steps; int32 would wrap
     at_bounds: Float[Array, ""]  # share of control entries at -1 or 1
     overflow: Int[Array, ""]  # worlds whose contacts or constraints overflowed
     diverged: Int[Array, ""]  # worlds reset for leaving the finite numbers
@@ -98,9 +99,9 @@ def make_setup(
 
     Raises:
         ValueError: for an unknown task, an engine the platform cannot run, or shards
-            that the devices cannot divide.
+            (or worlds, or a batch) that the devices cannot divide.
     """
-    layout = layout or parallel.make_layout(config.num_seeds, config.num_shards)
+    layout = layout or _make_layout(config)
     config = dataclasses.replace(config, num_shards=layout.num_shards)
     if env is None:
         own_shards = layout.own_seeds * layout.own_shards
@@ -108,6 +109,17 @@ def make_setup(
         env = envs.make(config.env, config.physics, worlds)
     agent = agents.make(config, env.observation_size, env.action_size)
     return Setup(config, env, agent, layout)
+
+
+def _make_layout(config: Config) -> Layout:
+    devices = parallel.devices_per_seed(config.num_seeds)
+    for name in ("num_envs", "batch_size"):
+        value = getattr(config, name)
+        if value % devices:
+            fit = value + -value % devices
+            fix = f"it must be a multiple of {devices}, the number of devices of one"
+            refuse(name, value, f"{fix} seed, such as {fit}")
+    return parallel.make_layout(config.num_seeds, config.num_shards)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -448,7 +460,7 @@ def _step_metrics(control: Float[Array, "N A"], outcome: vector.Outcome) -> Step
         reward=outcome.reward.mean(),
         episodes=counted.sum(),
         return_sum=jnp.where(counted, outcome.episode_return, 0.0).sum(),
-        length_sum=jnp.where(counted, outcome.length, 0).sum(),
+        length_sum=jnp.where(counted, outcome.length, 0.0).sum(),
         at_bounds=(jnp.abs(control) >= 1).mean(),
         overflow=(outcome.overflow != 0).sum(),
         diverged=outcome.diverged.sum(),

@@ -229,14 +229,19 @@ def make_layout(
     if num_shards % per_seed:
         raise ValueError(
             f"--num_shards {num_shards}: it must be a multiple of {per_seed}, the "
-            f"number of devices of one seed"
+            f"number of devices of one seed, such as {per_seed}"
         )
     return Layout(mesh, num_seeds, num_shards or per_seed)
 
 
+def devices_per_seed(num_seeds: int) -> int:
+    """Devices that the shards of one seed are divided among, of all there are."""
+    return jax.device_count() // math.gcd(num_seeds, jax.device_count())
+
+
 def fit_shards(num_seeds: int, num_shards: int) -> int:
     """Shards for the devices that there are: those given, or one for each device."""
-    per_seed = jax.device_count() // math.gcd(num_seeds, jax.device_count())
+    per_seed = devices_per_seed(num_seeds)
     return per_seed if num_shards % per_seed else num_shards
 
 

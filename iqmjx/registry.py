@@ -20,8 +20,11 @@ def find(kind: str, name: str, known: Mapping[str, str | type]) -> Any:
             only now.
 
     Raises:
-        ValueError: for an unknown name, and as `load`; the message names the flag.
+        ValueError: for an unknown name or none, and as `load`; the message names the
+            flag.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"--{kind} {name}: give a name")
     place = known.get(name, name)
     if not isinstance(place, str):
         return place

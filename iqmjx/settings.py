@@ -18,6 +18,11 @@ _NOUNS = {
 }
 """The types that flags can have, and what a message calls their values."""
 
+LARGEST_INT = 2**31 - 1
+"""Of the int32 that programs count in, and read seeds and lengths as."""
+_SMALLEST_FLOAT, _LARGEST_FLOAT = 2.0**-126, (2 - 2.0**-23) * 2.0**127
+"""Sizes of float32's numbers beside 0; smaller ones programs take for 0."""
+
 
 def setting(
     default: Any,
@@ -36,7 +41,7 @@ def setting(
         help: what the flag's help says.
         at_least: the least value; of each entry, where the field is a tuple.
         above: what the value must be more than.
-        at_most: the largest value.
+        at_most: the largest value, or math.inf; by default what int32 and float32 hold.
         choices: the values that it may have.
         before: the value that stands for what runs did before there was this setting.
             It fills in for the setting in their files.
@@ -55,7 +60,8 @@ def setting(
 def check(settings: Any) -> None:
     """Holds a settings dataclass to its fields' types and ranges; for `__post_init__`.
 
-    Lists become tuples. Fields of types that flags cannot have pass.
+    A number must also be one that programs can hold, in int32 or float32. Lists become
+    tuples. Fields of types that flags cannot have pass.
 
     Raises:
         ValueError: naming the flag and what to give.
@@ -67,8 +73,9 @@ def check(settings: Any) -> None:
         if kind(field).startswith("tuple") and isinstance(value, list):
             value = tuple(value)
             object.__setattr__(settings, field.name, value)
-        if not _fits(field, value):
-            refuse(field.name, value, _wanted(field))
+        if problem := _problem(field, value):
+            is_text = isinstance(value, str) and kind(field) != "str"
+            refuse(field.name, repr(value) if is_text else value, problem)
 
 
 def kind(field: dataclasses.Field[Any]) -> str:
@@ -79,43 +86,68 @@ def kind(field: dataclasses.Field[Any]) -> str:
 
 def refuse(name: str, value: Any, fix: str) -> NoReturn:
     """Raises the ValueError about a setting: the flag, its value, and the fix."""
-    shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-    raise ValueError(f"--{name} {shown}: {fix}")
+    raise ValueError(f"--{name} {shown(value)}: {fix}")
 
 
-def _fits(field: dataclasses.Field[Any], value: Any) -> bool:
+def shown(value: Any) -> str:
+    """A value as it is given on the command line."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _problem(field: dataclasses.Field[Any], value: Any) -> str | None:
+    """What to give in place of a value that does not fit; None where it does."""
     if not kind(field).startswith("tuple"):
-        return _entry_fits(kind(field), field.metadata, value)
+        return _entry_problem(field, kind(field), value)
+    if not isinstance(value, tuple):
+        return _wanted(field)
     entry = kind(field).removeprefix("tuple[").removesuffix(", ...]")
-    return isinstance(value, tuple) and all(
-        _entry_fits(entry, field.metadata, each) for each in value
-    )
+    problems = (_entry_problem(field, entry, each) for each in value)
+    return next(filter(None, problems), None)
 
 
-def _entry_fits(kind: str, limits: Any, value: Any) -> bool:
+def _entry_problem(field: dataclasses.Field[Any], kind: str, value: Any) -> str | None:
+    limits = field.metadata
     if kind in ("str", "bool"):
         choices = limits.get("choices", ())
         right = isinstance(value, str if kind == "str" else bool)
-        return right and (not choices or value in choices)
+        return None if right and (not choices or value in choices) else _wanted(field)
     number = numbers.Integral if kind == "int" else numbers.Real
-    if isinstance(value, bool) or not isinstance(value, number):
-        return False
+    right = isinstance(value, number) and not isinstance(value, bool)
+    if not right:
+        return _wanted(field)
     low, above, high = (limits.get(name) for name in ("at_least", "above", "at_most"))
-    return (
-        math.isfinite(float(value))
+    inside = (
+        -math.inf < value < math.inf  # and so not NaN
         and (low is None or value >= low)
         and (above is None or value > above)
         and (high is None or value <= high)
     )
+    if not inside:
+        return _wanted(field)
+    largest = LARGEST_INT if kind == "int" else _LARGEST_FLOAT
+    if high is None and abs(value) > largest:
+        return f"give at most {largest:.10g} in size, such as {shown(field.default)}"
+    if kind == "float" and 0 < abs(value) < _SMALLEST_FLOAT:
+        return f"float32 holds it as 0; give at least {_SMALLEST_FLOAT:.3g} in size"
+    return None
 
 
 def _wanted(field: dataclasses.Field[Any]) -> str:
     noun, limits = _NOUNS[kind(field)], field.metadata
     if limits.get("choices"):
         return f"choose one of {', '.join(limits['choices'])}"
-    low, above, high = (limits.get(name) for name in ("at_least", "above", "at_most"))
+    bounds = (limits.get(name) for name in ("at_least", "above", "at_most"))
+    low, above, high = (
+        None if b == math.inf else f"{b:g}" if isinstance(b, float) else b
+        for b in bounds
+    )
     if low is not None and high is not None:
-        return f"give {noun} from {low} to {high}"
-    bounds = {"of at least": low, "above": above, "of at most": high}
-    given = [f"{word} {bound}" for word, bound in bounds.items() if bound is not None]
-    return " ".join(["give", noun, " and ".join(given)]).rstrip()
+        wanted = f"give {noun} from {low} to {high}"
+    else:
+        bounds = {"of at least": low, "above": above, "of at most": high}
+        given = [
+            f"{word} {bound}" for word, bound in bounds.items() if bound is not None
+        ]
+        wanted = " ".join(["give", noun, " and ".join(given)]).rstrip()
+    # Of a range of reals the ends are extremes.
+    return f"{wanted}, such as {field.default}" if kind(field) == "float" else wanted

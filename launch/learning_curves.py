@@ -31,6 +31,7 @@ from absl import flags
 from iqmjx import envs
 from iqmjx.commands import cli
 from iqmjx.run import gymnasium_play, metrics, run_folder
+from iqmjx.settings import LARGEST_INT
 
 _ENVS = flags.DEFINE_list("envs", [], "Tasks; all by default.")
 _ALGOS = flags.DEFINE_list("algos", ["iq"], "iq, m_iq, sac, or random.")
@@ -41,7 +42,11 @@ _SETTINGS = flags.DEFINE_string(
 _NAME = flags.DEFINE_string("name", "", "What to call runs with further settings.")
 _PARALLEL = flags.DEFINE_integer("parallel", 1, "Runs at a time.", lower_bound=1)
 _EPISODES = flags.DEFINE_integer(
-    "episodes", 10, "In Gymnasium, at a run's end.", lower_bound=1
+    "episodes",
+    10,
+    "In Gymnasium, at a run's end.",
+    lower_bound=1,
+    upper_bound=LARGEST_INT,
 )
 _RUNS = flags.DEFINE_string("runs", "checkpoints/curves", "Where run folders go.")
 _OUT = flags.DEFINE_string("out", "launch/results/curves", "Where curves go.")
@@ -69,7 +74,7 @@ def main() -> None:
             raise ValueError("--settings and --name go together: give both, or none")
         tasks = [_task(name) for name in _ENVS.value or ENV_STEPS]
         shares = _cpu_shares(_PARALLEL.value)
-    seeds = [int(seed) for seed in _SEEDS.value]
+        seeds = [_seed(number) for number in _SEEDS.value]
     out = Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     runs = itertools.product(tasks, _ALGOS.value, seeds)
@@ -95,6 +100,14 @@ def _task(spelling: str) -> str:
     if task not in ENV_STEPS:
         raise ValueError(f"--envs {spelling}: curves are of {', '.join(ENV_STEPS)}")
     return task
+
+
+def _seed(number: str) -> int:
+    if not (number.isdecimal() and int(number) <= LARGEST_INT):
+        raise ValueError(
+            f"--seeds {number}: give whole numbers from 0 to {LARGEST_INT}"
+        )
+    return int(number)
 
 
 def _cpu_shares(parallel: int) -> list[set[int]]:

@@ -78,9 +78,9 @@ class Algorithm(Protocol):
 ALGORITHMS: dict[str, str | type] = {
     "iq": "iqmjx.agents.iq:ImplicitQ",
     # IQ with other settings: see iqmjx.presets.
-    "m_iq": "iqmjx.agents.iq:ImplicitQ",
+    "m_iq": "iqmjx.agents.iq:MunchausenQ",
     "pcl": "iqmjx.agents.iq:ImplicitQ",
-    "trust_pcl": "iqmjx.agents.iq:ImplicitQ",
+    "trust_pcl": "iqmjx.agents.iq:MunchausenQ",
     "sac": "iqmjx.agents.sac:SoftActorCritic",
 }
 """Names of algorithms, and where their classes are."""

@@ -13,6 +13,14 @@ from jaxtyping import Array, Float, Int
 from iqmjx.config import Config
 from iqmjx.settings import check, refuse, setting
 
+_LEAST_RATE = 1e-6
+"""Of the steps of weights: smaller ones are lost in the rounding of float32, and a
+network stands still."""
+REWARD_UNITS: dict[str, Any] = {"at_least": 1e-6, "at_most": 1e6}
+"""Range of settings in units of reward: losses and Adam's moments hold squares of
+products of two, with values and gradients of any size between, in float32."""
+_MOST_LAYERS = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -22,7 +30,9 @@ class Settings:
         ValueError: on construction, naming the flag and the fix.
     """
 
-    learning_rate: float = setting(3e-4, "Adam's step size.", above=0)
+    learning_rate: float = setting(
+        3e-4, "Adam's step size.", at_least=_LEAST_RATE, at_most=1
+    )
     anneal_learning_rate: bool = setting(
         False,
         "Let Adam's step size fall linearly, to 0 at the end of training; resuming "
@@ -37,18 +47,20 @@ class Settings:
     target_rate: float = setting(
         0.005,
         "Polyak rate of the target networks per update (the paper's lambda).",
-        at_least=0,
+        at_least=_LEAST_RATE,
         at_most=1,
     )
     average_rate: float = setting(
         2e-4,
         "Polyak rate per update of the average policy, which greedy evaluations play; "
         "1: the newest policy.",
-        at_least=0,
+        at_least=_LEAST_RATE,
         at_most=1,
     )
     hidden_sizes: tuple[int, ...] = setting(
-        (256, 256), "Widths of the hidden layers of each network.", at_least=1
+        (256, 256),
+        "Widths of the hidden layers of each network.",
+        at_least=2,  # LayerNorm makes one unit 0
     )
     layer_norm: bool = setting(True, "LayerNorm in the hidden layers.")
     zero_last_layer: bool = setting(
@@ -58,13 +70,14 @@ class Settings:
         1.0,
         "Of the value network's output (SAC: the critics'), in units of reward: near "
         "the size of values, its weights need not grow to reach them.",
-        above=0,
+        **REWARD_UNITS,
     )
 
     def __post_init__(self):
         check(self)
-        if not self.hidden_sizes:
-            refuse("hidden_sizes", "", "give at least one width, as in 256,256")
+        if not 1 <= len(self.hidden_sizes) <= _MOST_LAYERS:
+            fix = f"give 1 to {_MOST_LAYERS} widths, such as 256,256"
+            refuse("hidden_sizes", self.hidden_sizes, fix)
 
 
 def learning_rate(config: Config) -> optax.ScalarOrSchedule:

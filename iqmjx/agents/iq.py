@@ -49,13 +49,14 @@ from iqmjx.normalize import Normalizer
 from iqmjx.parallel import ALONE, Shards
 from iqmjx.policies.base import SOFTMAXES, Policy, Temperature
 from iqmjx.replay import Transition
-from iqmjx.settings import setting
+from iqmjx.settings import refuse, setting
 
 _ENTROPY_SLACK = 0.1
 """Nats per action dimension from the target within which the adaptation slows down."""
-_LOG_TEMPERATURE_RANGE = (math.log(1e-4), math.log(10.0))
+_TEMPERATURE_RANGE = (1e-4, 10.0)
 """Where the adaptation stays: the paper's range (Sec. 6), and ten times its upper end,
 because M-IQ's entropy weighs but (1 - munchausen) * temperature."""
+_MUNCHAUSEN = "Weight of the log-policy in the target, in [0, 1] (the paper's alpha)."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Settings(base.Settings):
         0.01,
         "Entropy temperature, in units of reward (the paper's tau); the first one "
         "where --target_entropy adapts it.",
-        above=0,
+        **base.REWARD_UNITS,
     )
     target_entropy: float = setting(
         0.0,
@@ -79,12 +80,7 @@ class Settings(base.Settings):
         at_least=0,
         at_most=1,
     )
-    munchausen: float = setting(
-        0.0,
-        "Weight of the log-policy in the target, in [0, 1] (the paper's alpha).",
-        at_least=0,
-        at_most=1,
-    )
+    munchausen: float = setting(0.0, _MUNCHAUSEN, at_least=0, at_most=1)
     residual: bool = setting(
         False,
         "Bootstrap from the value network itself rather than its target, and train it "
@@ -109,19 +105,39 @@ class Settings(base.Settings):
         0.1,
         "Of the policy network's outputs in the scaled softmax: the lower, the slower "
         "the advantage learns beside the value (the paper: 1).",
-        above=0,
+        **base.REWARD_UNITS,
     )
     num_value_networks: int = setting(
         1,
         "Value networks beside IQ's policy; the lowest of their target values "
         "bootstraps.",
         at_least=1,
+        at_most=64,
         before=1,
     )
 
     def __post_init__(self):
         super().__post_init__()
         policies.find(self.policy)
+        low, high = _TEMPERATURE_RANGE
+        if self.target_entropy and not low <= self.temperature <= high:
+            refuse(
+                "temperature",
+                self.temperature,
+                f"--target_entropy adapts it within {low} to {high}; give a number "
+                f"from {low} to {high}, or --target_entropy 0",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class MunchausenSettings(Settings):
+    """M-IQ's settings, and Trust-PCL's: with munchausen = 0 they would be others.
+
+    Raises:
+        ValueError: on construction, naming the flag and the fix.
+    """
+
+    munchausen: float = setting(0.9, _MUNCHAUSEN, above=0, at_most=1)
 
 
 @struct.dataclass
@@ -373,4 +389,10 @@ class ImplicitQ:
             learner.temperature_opt_state,
             learner.log_temperature,
         )
-        return jnp.clip(log_temperature, *_LOG_TEMPERATURE_RANGE), opt_state
+        return jnp.clip(log_temperature, *map(math.log, _TEMPERATURE_RANGE)), opt_state
+
+
+class MunchausenQ(ImplicitQ):
+    """M-IQ, and Trust-PCL: `ImplicitQ` by the settings of a munchausen above 0."""
+
+    Settings = MunchausenSettings

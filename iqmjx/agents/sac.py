@@ -47,7 +47,9 @@ class Settings(base.Settings):
     """
 
     temperature: float = setting(
-        1.0, "The first entropy temperature, in units of reward.", above=0
+        1.0,
+        "The first entropy temperature, in units of reward.",
+        **base.REWARD_UNITS,
     )
 
 

@@ -38,7 +38,8 @@ def main() -> None:
         worlds = _SWEEP.value or [None]
         configs = [_config(given, count) for count in worlds]
         for config in configs:
-            memory.check(memory.footprint(loop.make_setup(config)), config)
+            setup = loop.make_setup(config)
+            memory.check(memory.footprint(setup), setup.config)
     results = [throughput.measure(config, _ROUNDS.value) for config in configs]
     report = throughput.machine() | (
         {"sweep": results} if _SWEEP.value is not None else results[0]
@@ -52,9 +53,12 @@ def main() -> None:
 def _config(given: dict[str, Any], num_envs: str | None) -> Config:
     if num_envs is None:
         return presets.resolve(given, _PRESET.value).config
-    if not num_envs.strip().isdigit():
-        raise ValueError(f"--sweep {num_envs}: give whole numbers, as in 256,1024")
-    return presets.resolve(given | {"num_envs": int(num_envs)}, _PRESET.value).config
+    try:
+        count = int(num_envs)
+    except ValueError as error:
+        fix = "give whole numbers, such as 256,1024"
+        raise ValueError(f"--sweep {num_envs}: {fix}") from error
+    return presets.resolve(given | {"num_envs": count}, _PRESET.value).config
 
 
 def _print(results: list[dict[str, Any]]) -> None:

@@ -48,7 +48,10 @@ def run(main: Callable[[], None]) -> None:
         except flags.Error as error:
             fail(" ".join(str(error).split()))
         if len(rest) > 1:
-            fail(f"unexpected argument {rest[1]!r}: settings are given as --name value")
+            fail(
+                f"unexpected argument {rest[1]!r}: settings are given as --name value, "
+                f"true and false as --name and --noname"
+            )
         return rest
 
     def start(_argv: list[str]) -> None:

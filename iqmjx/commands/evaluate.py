@@ -13,8 +13,9 @@ from absl import flags
 from iqmjx import envs, evaluation
 from iqmjx.commands import cli
 from iqmjx.envs import physics as engines
-from iqmjx.run import gymnasium_play, saved_policy
+from iqmjx.run import gymnasium_play, memory, saved_policy
 from iqmjx.run.saved_policy import SavedPolicy
+from iqmjx.settings import LARGEST_INT, refuse
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A run folder, its policy/ or best/, or one step in them."
@@ -51,6 +52,7 @@ def main() -> None:
             episodes = _play_in_gymnasium(saved, twin)
         else:
             env = _on_engine(saved.config.env, sim)
+            memory.check_episodes(env, _EPISODES.value)
             sim, episodes = env.physics.name, _play_on_engine(saved, env)
     returns = np.asarray(episodes.returns)
     report = {
@@ -88,8 +90,13 @@ def main() -> None:
 def _check_flags() -> None:
     if _CHECKPOINT.value is None:
         raise ValueError("--checkpoint: name a run folder")
-    if _EPISODES.value < 1:
-        raise ValueError(f"--episodes {_EPISODES.value}: give 1 or more")
+    for name, value, least in (
+        ("episodes", _EPISODES.value, 1),
+        ("seed", _SEED.value, 0),
+    ):
+        if not least <= value <= LARGEST_INT:
+            fix = f"give a whole number from {least} to {LARGEST_INT}"
+            refuse(name, value, fix)
     if _VIDEO.value and _SIM.value not in (None, "gymnasium"):
         raise ValueError(
             f"--video: --sim {_SIM.value} plays all episodes at once; record with "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from rich import console, table
 from iqmjx import loop, parallel, presets
 from iqmjx.commands import cli
 from iqmjx.presets import Resolved
-from iqmjx.run import memory, run_folder, trainer
+from iqmjx.run import memory, metrics, run_folder, trainer
+from iqmjx.settings import LARGEST_INT, refuse
 
 _PRESET = flags.DEFINE_string(
     "preset", "auto", f"auto (by platform), {', '.join(presets.PRESETS)}."
@@ -46,6 +48,7 @@ def main() -> None:
         else:
             resolved = presets.resolve(given, _PRESET.value)
             folder = _new_folder(resolved)
+        metrics.find_loggers(resolved.config)
         setup = loop.make_setup(trainer.fit_devices(resolved.config, _RESUME.value))
         parts = memory.footprint(setup)
         memory.check(parts, setup.config)
@@ -71,6 +74,14 @@ def _join_processes() -> None:
             "--coordinator, --num_processes and --process_id go together: give all "
             "three to each process, or none"
         )
+    coordinator, count, own = told
+    if coordinator is not None and not re.fullmatch(r".+:\d{1,5}", coordinator):
+        refuse("coordinator", coordinator, "give host:port, such as localhost:1234")
+    if count is not None and not 1 <= count <= LARGEST_INT:
+        fix = f"give a whole number from 1 to {LARGEST_INT}"
+        refuse("num_processes", count, fix)
+    if own is not None and not 0 <= own < count:
+        refuse("process_id", own, f"give a whole number from 0 to {count - 1}")
     parallel.join(*told)
 
 

@@ -81,7 +81,7 @@ class MetricsLog:
         Raises:
             ValueError: for an unknown logger.
         """
-        kinds = [registry.find("loggers", name, LOGGERS) for name in config.loggers]
+        kinds = find_loggers(config)
         path = folder / FILE
         if resume_at is not None:
             _drop_rows_after(path, resume_at)
@@ -102,6 +102,15 @@ class MetricsLog:
         self._file.close()
         for logger in self._loggers:
             logger.close()
+
+
+def find_loggers(config: Config) -> list[type[Logger]]:
+    """The classes of a run's loggers.
+
+    Raises:
+        ValueError: for an unknown one.
+    """
+    return [registry.find("loggers", name, LOGGERS) for name in config.loggers]
 
 
 def read(run_folder: Path) -> list[dict[str, Any]]:

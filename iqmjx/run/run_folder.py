@@ -79,16 +79,20 @@ def load(folder: Path) -> Resolved:
         raise ValueError(f"--logdir {folder}: not a run folder (it has no {_FILE})")
     try:
         content = json.loads(path.read_text())
-        config = config_of(content["config"], str(path))
-        sources = {
-            name: content["sources"].get(name, _EARLIER) for name in config.flat()
-        }
-        return Resolved(config, content["preset"], sources)
-    except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from error
+    where = str(path)
+    config = config_of(_part(content, "config", dict, where), where)
+    preset = _part(content, "preset", str, where)
+    told = _part(content, "sources", dict, where)
+    sources = {name: told.get(name, _EARLIER) for name in config.flat()}
+    for name, source in sources.items():
+        if not isinstance(source, str):
+            raise ValueError(f"{where}: sources.{name} {source}: give a text")
+    return Resolved(config, preset, sources)
 
 
-def config_of(saved: dict[str, Any], where: str) -> Config:
+def config_of(saved: Any, where: str) -> Config:
     """The config that was saved as `dataclasses.asdict`, of this version or before.
 
     Args:
@@ -96,21 +100,41 @@ def config_of(saved: dict[str, Any], where: str) -> Config:
         where: what they were read from, for messages.
 
     Raises:
-        ValueError: where they have settings that have no equal now.
+        ValueError: where they have settings that have no equal now, or values that no
+            run can have; the message names the field.
     """
-    values = _flat(saved)
-    fields = setting_fields(values["algo"])
-    before = {
-        name: fields[name].metadata.get("before", dataclasses.MISSING)
-        for name in fields.keys() - values
-    }
-    missing = {name for name in before if before[name] is dataclasses.MISSING}
-    if differing := sorted(missing | (values.keys() - fields)):
-        raise ValueError(
-            f"{where}: written by a version of iqmjx with other settings "
-            f"({', '.join(differing)}); use that version, or train anew"
-        )
-    return Config.of(values | before)
+    _part(saved, "algo", str, where)
+    values = _flat(saved, where)
+    try:
+        fields = setting_fields(values["algo"])
+        before = {
+            name: fields[name].metadata.get("before", dataclasses.MISSING)
+            for name in fields.keys() - values
+        }
+        missing = {name for name in before if before[name] is dataclasses.MISSING}
+        if differing := sorted(missing | (values.keys() - fields)):
+            raise ValueError(
+                f"written by a version of iqmjx with other settings "
+                f"({', '.join(differing)}); use that version, or train anew"
+            )
+        return Config.of(values | before)
+    except ValueError as error:
+        raise ValueError(f"{where}: {str(error).removeprefix('--')}") from error
+
+
+def _part(content: Any, name: str, kind: type, where: str) -> Any:
+    """What a JSON object has under a name.
+
+    Raises:
+        ValueError: naming it, where there is none of this kind.
+    """
+    given = content.get(name) if isinstance(content, dict) else None
+    if isinstance(given, kind):
+        return given
+    noun = {dict: "an object", str: "a text"}[kind]
+    raise ValueError(
+        f"{where}: cannot be read ({name} must be {noun}, as the run wrote it)"
+    )
 
 
 def seeds(config: Config, folder: Path) -> list[tuple[Config, Path]]:
@@ -123,10 +147,10 @@ def seeds(config: Config, folder: Path) -> list[tuple[Config, Path]]:
     ]
 
 
-def _flat(saved: dict[str, Any]) -> dict[str, Any]:
+def _flat(saved: dict[str, Any], where: str) -> dict[str, Any]:
     """The values in a config.json by flag name, as of now."""
     if "algorithm" in saved:
-        own = saved["algorithm"]
+        own = _part(saved, "algorithm", dict, where)
         return {name: saved[name] for name in saved if name != "algorithm"} | own
     return _from_flat_file(saved)
 

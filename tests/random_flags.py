@@ -1,0 +1,231 @@
+"""Runs iqmjx.train on random flags, and follows its advice until it is content.
+
+    python -m tests.random_flags COUNT SEED refuse|trace|run
+
+Prints a line of JSON for each set of flags. It ends with a traceback where a command
+line is answered with anything but one line that names a flag, or a run; or where advice
+that was followed is refused. `refuse` ends a run before its first program, `trace`
+traces its programs, and `run` also trains where that takes a moment.
+"""
+
+import contextlib
+import io
+import json
+import random
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+from iqmjx import evaluation, loop
+from iqmjx.commands import cli, train
+from iqmjx.run import trainer
+from tests import toys
+
+EDGES = (
+    *("0", "-1", "1", "2", "2147483647", "2147483648", "4294967296"),
+    *("9223372036854775808", "1" + "0" * 400, "1e-320", "1e308", "1e400", "nan"),
+    *("inf", "-inf", "", "abc", "1e6", "32.0", "True"),
+)
+ORDINARY = {
+    "int": ("1", "2", "3", "8", "24", "100", "4096", "1000000", "1000000000"),
+    "float": ("1e-9", "1e-6", "1e-3", "0.5", "1", "10", "1e6", "1e30"),
+    "bool": ("true", "false"),
+    "tuple[int, ...]": ("8", "1", "16,16", "256,256", "0", "1,2147483647", "8,,8"),
+    "tuple[str, ...]": ("tensorboard", "wandb", "tensorboard,wandb", "json:loads"),
+}
+NAMES = {
+    "env": ("hopper", "Walker2d-v5", "pen", "humanoid", "hoper", "nowhere:Task"),
+    "algo": ("iq", "m_iq", "pcl", "trust_pcl", "sac", "dqn", "nowhere:Agent"),
+    "physics": ("native", "auto", "mujoco"),
+    "policy": ("autoregressive", "gaussian", "flow", "tanh_gaussian", "normal"),
+    "softmax": ("raw", "scaled", "shared", "hard"),
+    "preset": ("cpu", "gpu", "paper", "fast"),
+}
+UNKNOWN = ("num_env", "lr", "gamma", "temprature")
+SMALL = {
+    name: str(value).strip("()").replace(" ", "") for name, value in toys.SMALL.items()
+}
+MOST_ADVICE = 20
+"""Refusals after which advice must have led to a run."""
+
+
+def random_arguments(rng: random.Random) -> dict[str, str]:
+    """Flags of a small run (or of a preset), some of them at random."""
+    small = rng.random() < 0.7
+    given = dict(SMALL) if small else {"env": "hopper", "preset": "cpu"}
+    names = [*cli._setting_kinds, "preset"]
+    for name in rng.sample(names, rng.randint(1, 4)):
+        if rng.random() < 0.5:
+            values = EDGES
+        else:
+            values = NAMES.get(name) or ORDINARY[cli._setting_kinds[name]]
+        given[name] = rng.choice(values)
+    if rng.random() < 0.05:
+        given[rng.choice(UNKNOWN)] = rng.choice(EDGES)
+    return given
+
+
+def command_line(given: dict[str, str]) -> list[str]:
+    return [f"--{name}={value}" for name, value in given.items()]
+
+
+def refused_flag(message: str) -> tuple[str, str]:
+    """The flag that a refusal names, and its value there.
+
+    Raises:
+        ValueError: where it is not one line that begins with it.
+    """
+    forms = (
+        r"error: --(\w+) (.*?): .+\n",
+        r"error: flag --(\w+)=(.*?): .+\n",
+        r"error: Unknown command line flag '(\w+)'().*\n",
+    )
+    for form in forms:
+        if found := re.fullmatch(form, message):
+            return found[1], found[2]
+    raise ValueError(f"no flag is named in one line: {message!r}")
+
+
+def advice(message: str) -> dict[str, str]:
+    """What a refusal says to give instead; {}: only that a value is of no use."""
+    flag, value = refused_flag(message)
+    if message.startswith("error: Unknown") or message.startswith("error: flag"):
+        return {}
+    fix = message.split(": ", 2)[2].strip()
+    number = r"(-?[\d.]+(?:e[+-]?\d+)?)"
+    if "such as --" in fix:
+        pairs = re.findall(r"--(\w+) (\S+)", fix.split("such as ")[1])
+        return {name: given for name, given in pairs}
+    if found := re.search(r"(?:such as|as in) (\S+)$", fix):
+        return {flag: found[1]}
+    if found := re.search(rf"from {number} to {number}", fix):
+        # From whichever side the value lies on.
+        above = value.replace(".", "").isdigit() and float(value) > float(found[2])
+        return {flag: found[2] if above else found[1]}
+    if found := re.search(rf"at most (?:--\w+ )?{number}", fix):
+        return {flag: found[1]}
+    if found := re.search(rf"at least {number}|as {number} does", fix):
+        return {flag: found[1] or found[2]}
+    if found := re.search(r"(?:choose one of|did you mean|there are) (\w+)", fix):
+        return {flag: found[1]}
+    if re.search(r"does not have it|no module|cannot be imported", fix):
+        return {}
+    raise ValueError(f"no advice is given: {message!r}")
+
+
+def outcome(given: dict[str, str], folder: Path) -> tuple[int, str]:
+    """The exit code of iqmjx.train in this process, and what it says on stderr."""
+    for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
+    sys.argv = ["train", *command_line(given), f"--logdir={folder}"]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+        try:
+            cli.run(train.main)
+        except SystemExit as end:
+            return int(end.code or 0), said.getvalue()
+    raise AssertionError("a command ends by exiting")
+
+
+def follow_advice(given: dict[str, str], folder: Path) -> list[str]:
+    """The refusals on the way to a run.
+
+    Raises:
+        AssertionError: where a refusal is none (see the module), or advice is refused.
+    """
+    told, advised = [], {}
+    while len(told) <= MOST_ADVICE:
+        code, said = outcome(given, folder)
+        if code == 0:
+            assert said == "" or said.startswith("warning: "), said
+            return told
+        assert code == 2, (code, said)
+        assert not folder.exists(), said
+        told.append(said)
+        flag, value = refused_flag(said)
+        assert flag in given or flag in cli._setting_kinds, said
+        assert advised.get(flag) != value, f"{told[-2:]}: advice is refused"
+        advised |= advice(said)
+        given = {name: given[name] for name in given if name != flag} | advice(said)
+    raise AssertionError(f"advice leads nowhere: {told}")
+
+
+def trace(config, folder, *, resume, env):
+    """Traces a run's programs, in place of `trainer.train`."""
+    setup = loop.make_setup(config, env)
+    state = jax.eval_shape(lambda: loop.init(setup))
+    jax.eval_shape(lambda state: loop.warm_up(setup, state), state)
+    jax.eval_shape(lambda state: loop.train_chunk(setup, state), state)
+    trainer._spread(config.num_evals, config, include_start=True)
+    trainer._spread(config.num_checkpoints, config, include_start=False)
+    if config.num_evals:
+        greedy = jax.ShapeDtypeStruct((2 * config.num_eval_envs,), bool)
+        actors = jax.eval_shape(lambda: loop.average_actors(setup, state))
+        game = evaluation.Game(env, setup.agent.policy, config.episode_length)
+        seeds = config.seed + np.arange(config.num_seeds)
+        jax.eval_shape(
+            lambda actors, greedy: evaluation.play_all(
+                game, setup.layout, actors, greedy, seeds, np.uint32(0)
+            ),
+            actors,
+            greedy,
+        )
+    return True
+
+
+def takes_a_moment(config) -> bool:
+    played = 2 * config.num_eval_envs * config.num_evals
+    widths = getattr(config.algorithm, "hidden_sizes", ())
+    return (
+        config.total_env_steps <= 3000
+        and config.num_updates * config.batch_size <= 10**5
+        and config.num_vector_steps <= 1000
+        and config.num_checkpoints <= 10
+        and config.num_seeds <= 8
+        and played <= 100
+        and max(widths) <= 256
+        and config.max_replay_size <= 10**6
+        and config.num_shards <= 8
+        and getattr(config.algorithm, "num_value_networks", 1) <= 4
+    )
+
+
+def main(count: int, seed: int, depth: str) -> None:
+    really_train, ran = trainer.train, False
+
+    def train_a_moment(config, folder, **options):
+        nonlocal ran
+        ran = depth == "run" and takes_a_moment(config)
+        if ran:
+            return really_train(config, folder, **options)
+        return depth == "refuse" or trace(config, folder, **options)
+
+    trainer.train = train_a_moment
+    for number in range(count):
+        rng = random.Random(f"{seed} {number}")
+        given, ran = random_arguments(rng), False
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                told = follow_advice(given, Path(folder) / "run")
+            except BaseException as error:
+                import os
+                import traceback
+
+                if not os.environ.get("GO_ON"):
+                    raise
+                print(
+                    "BAD", repr(error)[:700], " ".join(command_line(given)), flush=True
+                )
+                traceback.print_exc()
+                continue
+        line = {"given": given, "told": told, "ran": ran}
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
