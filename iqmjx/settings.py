@@ -112,22 +112,22 @@ def _entry_problem(field: dataclasses.Field[Any], kind: str, value: Any) -> str 
         right = isinstance(value, str if kind == "str" else bool)
         return None if right and (not choices or value in choices) else _wanted(field)
     number = numbers.Integral if kind == "int" else numbers.Real
-    right = isinstance(value, number) and not isinstance(value, bool)
-    if not right:
+    if isinstance(value, bool) or not isinstance(value, number):
         return _wanted(field)
+    size: Any = value
     low, above, high = (limits.get(name) for name in ("at_least", "above", "at_most"))
     inside = (
-        -math.inf < value < math.inf  # and so not NaN
-        and (low is None or value >= low)
-        and (above is None or value > above)
-        and (high is None or value <= high)
+        -math.inf < size < math.inf  # and so not NaN
+        and (low is None or size >= low)
+        and (above is None or size > above)
+        and (high is None or size <= high)
     )
     if not inside:
         return _wanted(field)
     largest = LARGEST_INT if kind == "int" else _LARGEST_FLOAT
-    if high is None and abs(value) > largest:
+    if high is None and abs(size) > largest:
         return f"give at most {largest:.10g} in size, such as {shown(field.default)}"
-    if kind == "float" and 0 < abs(value) < _SMALLEST_FLOAT:
+    if kind == "float" and 0 < abs(size) < _SMALLEST_FLOAT:
         return f"float32 holds it as 0; give at least {_SMALLEST_FLOAT:.3g} in size"
     return None
 

@@ -2,10 +2,11 @@
 
     python -m tests.random_flags COUNT SEED refuse|trace|run
 
-Prints a line of JSON for each set of flags. It ends with a traceback where a command
-line is answered with anything but one line that names a flag, or a run; or where advice
-that was followed is refused. `refuse` ends a run before its first program, `trace`
-traces its programs, and `run` also trains where that takes a moment.
+Prints a line of JSON for each set of flags: `given`, the refusals `told` on the way to
+a run, and whether that is `short`. It ends with a traceback where a command line is
+answered with anything but one line that names a flag, or a run; where a refusal leaves
+a folder; or where advice that was followed is refused. `refuse` ends runs before their
+first program, `trace` traces their programs, and `run` trains in those that are short.
 """
 
 import contextlib
@@ -196,34 +197,26 @@ def takes_a_moment(config) -> bool:
 
 
 def main(count: int, seed: int, depth: str) -> None:
-    really_train, ran = trainer.train, False
+    really_train, short = trainer.train, False
 
     def train_a_moment(config, folder, **options):
-        nonlocal ran
-        ran = depth == "run" and takes_a_moment(config)
-        if ran:
+        nonlocal short
+        short = takes_a_moment(config)
+        if short and depth == "run":
             return really_train(config, folder, **options)
         return depth == "refuse" or trace(config, folder, **options)
 
     trainer.train = train_a_moment
     for number in range(count):
         rng = random.Random(f"{seed} {number}")
-        given, ran = random_arguments(rng), False
+        given = random_arguments(rng)
         with tempfile.TemporaryDirectory() as folder:
             try:
                 told = follow_advice(given, Path(folder) / "run")
             except BaseException as error:
-                import os
-                import traceback
-
-                if not os.environ.get("GO_ON"):
-                    raise
-                print(
-                    "BAD", repr(error)[:700], " ".join(command_line(given)), flush=True
-                )
-                traceback.print_exc()
-                continue
-        line = {"given": given, "told": told, "ran": ran}
+                error.add_note(" ".join(command_line(given)))
+                raise
+        line = {"given": given, "told": told, "short": short}
         print(json.dumps(line), flush=True)
 
 

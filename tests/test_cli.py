@@ -65,6 +65,7 @@ def test_train_reports_settings_memory_compile_time_and_returns(run):
         (["hopper"], ["unexpected argument 'hopper'"]),
         (["--env", "hopper", "--max_replay_size", str(2**40)], ["--max_replay_size"]),
         (["--resume"], ["--resume", "--logdir"]),
+        (["--loggers", "wandb"], ["--loggers wandb", "tensorboard"]),
     ],
 )
 def test_train_refuses_bad_input(arguments, words, tmp_path):
@@ -187,6 +188,8 @@ def test_evaluate_samples_and_takes_one_step(run):
         ([], ["--checkpoint"]),
         (["--checkpoint", "nowhere"], ["--checkpoint", "no saved policy"]),
         (["--checkpoint", "RUN", "--episodes", "0"], ["--episodes 0"]),
+        (["--checkpoint", "RUN", "--episodes", str(2**31)], ["--episodes", "from 1"]),
+        (["--checkpoint", "RUN", "--seed", "-1"], ["--seed -1: ", "from 0"]),
         (["--checkpoint", "RUN", "--sim", "bullet"], ["sim", "bullet"]),
         (["--checkpoint", "RUN", "--video", "a.gif"], ["--video a.gif", ".mp4"]),
         (
@@ -226,4 +229,4 @@ def test_benchmark_prints_one_json_object():
 
 
 def test_benchmark_refuses_bad_sweeps():
-    assert_refused(command("benchmark", *SETTINGS, "--sweep", "8,x"), "--sweep x")
+    assert_refused(command("benchmark", *SETTINGS, "--sweep", "8,²"), "--sweep ²")

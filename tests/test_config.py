@@ -221,7 +221,7 @@ def test_paper_preset_is_the_paper_value_by_value(env, algo):
         ({"num_bins": 200}, "--num_bins 200: give a whole number from 2 to 127"),
         ({"softmax": "both"}, "--softmax both: choose one of raw, scaled, shared"),
         ({"hidden_sizes": ()}, "--hidden_sizes : give 1 to 64 widths, such as 256"),
-        ({"hidden_sizes": (16, 0)}, "--hidden_sizes 16,0: .*at least 1"),
+        ({"hidden_sizes": (16, 0)}, "--hidden_sizes 16,0: .*at least 2"),
         ({"num_bins": 5, "algo": "sac"}, "--num_bins 5: --algo sac does not have it;"),
         ({"entropy": 1}, "--entropy 1: --algo iq does not have it; .*temperature"),
         ({"algorithm": None}, "--algorithm None: --algo iq does not have it"),

@@ -277,7 +277,7 @@ def test_no_gradient_reaches_target_parameters():
 def test_munchausen_zero_is_iq_and_the_target_policy_matters_only_above():
     batch = make_batch()
     iq_agent, m_iq = make_agent(), make_agent(algo="m_iq")
-    zero = make_agent(algo="m_iq", munchausen=0.0)
+    zero = dataclasses.replace(m_iq, munchausen=0.0)
     learner = perturbed(iq_agent.init(jax.random.key(0)))
     losses = [
         agent.loss(

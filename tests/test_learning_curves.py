@@ -72,3 +72,7 @@ def test_bad_flags_are_named(tmp_path):
     assert asked.returncode == 2 and "--settings and --name go together" in asked.stderr
     asked = run(tmp_path, SETTINGS, "--parallel", "4096")
     assert asked.returncode == 2 and "--parallel 4096: give at most" in asked.stderr
+    for seed in ("²", "-1", str(2**31)):
+        asked = run(tmp_path, SETTINGS, "--seeds", f"0,{seed}")
+        assert asked.returncode == 2
+        assert asked.stderr.startswith(f"error: --seeds {seed}: give whole numbers")

@@ -350,16 +350,16 @@ def test_footprint_is_what_is_allocated(setup):
 
 
 def test_a_replay_larger_than_memory_is_refused(setup, monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda: 60_000_000)
-    config = toys.config(max_replay_size=2**20)
-    large = loop.make_setup(config)
+    monkeypatch.setattr(memory, "available", lambda: 200_000_000)
+    large = loop.make_setup(toys.config(max_replay_size=2**22))
     with pytest.raises(
-        ValueError, match=r"--max_replay_size 1048576: .*would fit"
+        ValueError, match=r"^--max_replay_size 4194304: .*such as --max_replay_size "
     ) as e:
-        memory.check(memory.footprint(large), config)
+        memory.check(memory.footprint(large), large.config)
     fit = int(str(e.value).split("--max_replay_size ")[-1].split()[0])
-    smaller = toys.config(max_replay_size=fit)
-    memory.check(memory.footprint(loop.make_setup(smaller)), smaller)
+    smaller = loop.make_setup(toys.config(max_replay_size=fit))
+    memory.check(memory.footprint(smaller), smaller.config)
+    assert memory.footprint(smaller)["replay"] > 50_000_000
 
 
 def test_replay_example_types():

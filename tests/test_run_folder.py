@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -140,7 +141,57 @@ def test_a_run_of_another_version_is_refused_by_name(saved, where, differing):
         run_folder.load(folder)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"config": {}}', '{"config": 3}'])
+@pytest.mark.parametrize(
+    ("where", "changes", "message"),
+    [
+        (
+            "config",
+            {"num_envs": 32.0},
+            "num_envs 32.0: give a whole number of at least",
+        ),
+        ("config", {"num_envs": True}, "num_envs True: give a whole number"),
+        ("config", {"seed": 2**31}, "seed 2147483648: .* at most 2147483647"),
+        ("config", {"env": None}, "env None: give a name"),
+        ("config", {"env": "hoper"}, "env hoper: .*did you mean hopper"),
+        ("config", {"loggers": "tensorboard"}, "loggers 'tensorboard': give names"),
+        ("config", {"algo": []}, "algo must be a text"),
+        ("config", {"algorithm": None}, "algorithm must be an object"),
+        (
+            "algorithm",
+            {"layer_norm": "False"},
+            "layer_norm 'False': give true or false",
+        ),
+        (
+            "algorithm",
+            {"hidden_sizes": [8, "8"]},
+            "hidden_sizes 8,8: give whole numbers",
+        ),
+        ("algorithm", {"temperature": float("nan")}, "temperature nan: give a number"),
+        ("algorithm", {"temperature": 100}, "temperature 100: .*to 10.0, or"),
+        ("", {"sources": None}, "sources must be an object"),
+        ("", {"sources": {"env": 3}}, "sources.env 3: give a text"),
+        ("", {"preset": None}, "preset must be a text"),
+    ],
+)
+def test_values_that_no_run_can_have_are_named(where, changes, message, saved):
+    folder, _ = saved
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    settings = content["config"]
+    parts = {"": content, "config": settings, "algorithm": settings["algorithm"]}
+    settings["algorithm"]["target_entropy"] = 0.3
+    parts[where] |= changes
+    path.write_text(json.dumps(content))
+    expected = rf"^{re.escape(str(path))}: (cannot be read \()?{message}"
+    with pytest.raises(ValueError, match=expected) as error:
+        run_folder.load(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"config": {}}', '{"config": 3}', "[" * 10**5, "1" * 5000],
+)
 def test_files_that_are_no_config_are_refused(text, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config\.json: cannot be read"):

@@ -75,13 +75,14 @@ def _join_processes() -> None:
             "three to each process, or none"
         )
     coordinator, count, own = told
-    if coordinator is not None and not re.fullmatch(r".+:\d{1,5}", coordinator):
-        refuse("coordinator", coordinator, "give host:port, such as localhost:1234")
-    if count is not None and not 1 <= count <= LARGEST_INT:
-        fix = f"give a whole number from 1 to {LARGEST_INT}"
-        refuse("num_processes", count, fix)
-    if own is not None and not 0 <= own < count:
-        refuse("process_id", own, f"give a whole number from 0 to {count - 1}")
+    if coordinator is not None and count is not None and own is not None:
+        if not re.fullmatch(r".+:\d{1,5}", coordinator):
+            refuse("coordinator", coordinator, "give host:port, such as localhost:1234")
+        if not 1 <= count <= LARGEST_INT:
+            fix = f"give a whole number from 1 to {LARGEST_INT}"
+            refuse("num_processes", count, fix)
+        if not 0 <= own < count:
+            refuse("process_id", own, f"give a whole number from 0 to {count - 1}")
     parallel.join(*told)
 
 
