@@ -294,6 +294,11 @@ def is_first() -> bool:
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
+def have_peers() -> bool:
+    """Whether the run has other processes."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
 def tell_all(text: str) -> str:
     """The text of process 0, on every process; all processes must call it."""
     if jax.process_count() == 1:

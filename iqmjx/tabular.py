@@ -1,6 +1,10 @@
 """python -m iqmjx.tabular: see `iqmjx.commands.tabular`."""
 
-from iqmjx.commands import cli, tabular
+from iqmjx.run import signals, terminal
 
 if __name__ == "__main__":
+    signals.listen()  # before imports that take seconds
+    terminal.keep_going()
+    from iqmjx.commands import cli, tabular
+
     cli.run(tabular.main)

@@ -193,7 +193,8 @@ def test_a_resume_drops_the_rows_of_steps_taken_again(whole, tmp_path, capsys):
 def test_nothing_to_restore(whole, tmp_path):
     _, config = whole
     setup = loop.make_setup(config)
-    with pytest.raises(ValueError, match="no checkpoint"):
+    assert checkpoint.newest(tmp_path) is None
+    with pytest.raises(ValueError, match="holds no step"):
         checkpoint.restore(tmp_path, setup)
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ValueError, match="holds no step"):
@@ -229,6 +230,7 @@ def test_a_run_of_before_is_refused_in_one_line(whole, tmp_path):
     for step in ("160", "192"):
         saved = run / "checkpoints" / step
         (saved / "learner").rename(saved / "policy")
+        (saved / "digests.json").unlink()
     with pytest.raises(ValueError, match=r"other settings: .* is missing") as error:
         checkpoint.restore(run, loop.make_setup(config))
     assert "\n" not in str(error.value)

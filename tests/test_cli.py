@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,10 +105,101 @@ def test_train_refuses_an_existing_run_folder_and_leaves_it_alone(run):
     assert before == after
 
 
-def test_resume_of_an_empty_folder(tmp_path):
-    assert_refused(
-        command("train", "--resume", "--logdir", tmp_path), "not a run folder"
+def test_resume_needs_a_run_or_the_task_to_begin_one_with(tmp_path):
+    nothing = command("train", "--resume", "--logdir", tmp_path / "run")
+    assert_refused(nothing, "there is no run in --logdir", "--env")
+    (tmp_path / "notes.txt").touch()
+    other = command("train", "--resume", "--logdir", tmp_path, *SETTINGS)
+    assert_refused(other, "not a run folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_resume_of_a_finished_run_compiles_nothing(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    again = command("train", "--resume", "--logdir", folder)
+    assert again.returncode == 0, again.stderr
+    assert "has taken its 192 env steps already" in again.stdout
+    assert "compiled" not in again.stdout and "done;" in again.stdout
+    fewer = command("train", "--resume", "--logdir", folder, "--num_timesteps", 96)
+    assert_refused(fewer, "--num_timesteps 96", "give at least 192")
+    assert rows_of(folder) == rows_of(run[0])
+
+
+def rows_of(folder):
+    return (folder / metrics.FILE).read_text()
+
+
+@pytest.mark.parametrize("arguments", [SETTINGS, ["--resume"]])
+def test_of_two_processes_in_one_folder_one_runs(run, tmp_path, arguments):
+    folder = tmp_path / "run"
+    if arguments == ["--resume"]:
+        shutil.copytree(run[0], folder)
+        arguments = ["--resume", "--num_timesteps", "224"]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "iqmjx.train", *arguments, "--logdir", str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    ends = [(*process.communicate(timeout=300), process.returncode) for process in both]
+    (_, error, code), (_, refusal, other_code) = sorted(ends, key=lambda end: end[2])
+    assert (code, other_code) == (0, 2), error
+    assert len(refusal.strip().splitlines()) == 1 and "--logdir" in refusal
+    steps = [row["env_steps"] for row in metrics.read(folder) if "training/sps" in row]
+    assert steps == list(range(32, steps[-1] + 1, 32))
+
+
+def test_a_run_goes_on_when_its_reader_goes_away(tmp_path):
+    folder = tmp_path / "run"
+    result = subprocess.run(
+        f"{sys.executable} -m iqmjx.train {' '.join(SETTINGS)} --logdir {folder} "
+        f"| head -3; exit ${{PIPESTATUS[0]}}",
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
+    assert result.returncode == 0 and not result.stderr, result.stderr
+    assert metrics.read(folder)[-1]["env_steps"] == 192
+
+
+BUG = """
+from iqmjx.envs.locomotion.hopper import Hopper
+
+class Buggy(Hopper):
+    def observe(self, state):
+        raise ValueError("a bug in here")
+"""
+
+
+def test_an_error_in_a_users_task_shows_where_it_is(tmp_path):
+    (tmp_path / "buggy.py").write_text(BUG)
+    rest = [s for s in SETTINGS if "--env" not in s]
+    result = command(
+        "train", "--env=buggy:Buggy", *rest, cwd=tmp_path, env=environment()
+    )
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr and "a bug in here" in result.stderr
+    assert "in observe" in result.stderr
+
+
+def test_text_in_a_config_file_is_printed_as_text(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    del content["digest"]
+    content["sources"]["seed"] = "[bold]here[/bold] \x1b[2J"
+    path.write_text(json.dumps(content))
+    result = command("train", "--resume", "--logdir", folder)
+    assert result.returncode == 0, result.stderr
+    assert "[bold]here[/bold] \\x1b[2J" in result.stdout
+    assert "\x1b" not in result.stdout
 
 
 def test_training_that_diverges_stops_and_keeps_what_was_saved(tmp_path):
@@ -192,6 +284,7 @@ def test_evaluate_samples_and_takes_one_step(run):
         (["--checkpoint", "RUN", "--seed", "-1"], ["--seed -1: ", "from 0"]),
         (["--checkpoint", "RUN", "--sim", "bullet"], ["sim", "bullet"]),
         (["--checkpoint", "RUN", "--video", "a.gif"], ["--video a.gif", ".mp4"]),
+        (["--checkpoint", "RUN", "--video", "/dev/null/a.mp4"], ["--video /dev/null"]),
         (
             ["--checkpoint", "RUN", "--video", "a.mp4", "--sim", "native"],
             ["--video", "--sim gymnasium"],
@@ -201,6 +294,14 @@ def test_evaluate_samples_and_takes_one_step(run):
 def test_evaluate_refuses_bad_input(run, arguments, words):
     arguments = [str(run[0]) if a == "RUN" else a for a in arguments]
     assert_refused(command("evaluate", *arguments), *words)
+
+
+def test_a_video_without_gl_is_refused_in_one_line(run, tmp_path):
+    without = environment() | {"MUJOCO_GL": "glfw", "DISPLAY": ""}
+    video = tmp_path / "a.mp4"
+    result = command("evaluate", "--checkpoint", run[0], "--video", video, env=without)
+    assert_refused(result, f"--video {video}", "MUJOCO_GL=egl")
+    assert not video.exists()
 
 
 def test_benchmark_prints_one_json_object():

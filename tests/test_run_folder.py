@@ -3,6 +3,10 @@
 import dataclasses
 import json
 import re
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -222,3 +226,91 @@ def test_resuming_may_change_the_schedule(saved):
     assert merged.config == changed
     assert merged.sources["loggers"] == "flag, on resume"
     assert merged.sources["temperature"] == resolved.sources["temperature"]
+
+
+def test_a_changed_config_is_refused_until_it_is_accepted(saved):
+    folder, resolved = saved
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content))  # laid out otherwise: the same
+    assert run_folder.load(folder) == resolved
+    content["config"]["algorithm"]["discounting"] = 0.98
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"config\.json: it was changed since"):
+        run_folder.load(folder)
+    del content["digest"]
+    path.write_text(json.dumps(content))
+    assert run_folder.load(folder).config.algorithm.discounting == 0.98
+
+
+def claim(folder):
+    """A process that has claimed a folder, and holds it until its input ends."""
+    script = (
+        "import sys, pathlib; from iqmjx.run import run_folder\n"
+        "with run_folder.claimed(pathlib.Path(sys.argv[1])):\n"
+        "    print('claimed', flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "claimed\n"
+    return process
+
+
+@pytest.mark.parametrize("end", ["leaves", "is killed"])
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path, end):
+    folder = tmp_path / "run"
+    with claim(folder) as other:
+        refused = pytest.raises(ValueError, match=f"--logdir {folder}: another process")
+        with refused, run_folder.claimed(folder):
+            pass
+        other.kill() if end == "is killed" else other.communicate("")
+    with run_folder.claimed(folder):
+        assert run_folder.is_empty(folder)
+
+
+def test_default_folders_of_the_same_second_differ(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    made = [run_folder.new_default(toys.config()) for _ in range(5)]
+    names = ["hopper-iq-0-now", *(f"hopper-iq-0-now-{n}" for n in range(2, 6))]
+    assert [path.name for path in made] == names
+    assert all(path.is_dir() for path in made)
+
+
+def test_what_counts_as_empty(tmp_path):
+    assert run_folder.is_empty(tmp_path / "nowhere")
+    assert run_folder.is_empty(tmp_path)
+    (tmp_path / ".lock").touch()
+    assert run_folder.is_empty(tmp_path)
+    (tmp_path / "metrics.jsonl").touch()
+    assert not run_folder.is_empty(tmp_path)
+    assert not run_folder.is_empty(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("place", ["file", "file/run"])
+def test_a_folder_that_cannot_be_made_is_the_flags_fault(tmp_path, place):
+    (tmp_path / "file").touch()
+    folder = tmp_path / place
+    refused = pytest.raises(ValueError, match=f"--logdir {folder}: .*; give a folder")
+    with refused, run_folder.claimed(folder):
+        pass
+    resolved = presets.resolve(toys.SMALL, "cpu")
+    with pytest.raises(ValueError, match=f"--logdir {folder}: "):
+        run_folder.create(folder, resolved)
+
+
+def test_a_file_is_the_old_one_or_the_new_one(tmp_path, monkeypatch):
+    path = tmp_path / "config.json"
+    run_folder.write_whole(path, b"old")
+
+    def fail(_self, _data):
+        raise OSError("full")
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(OSError, match="full"):
+        run_folder.write_whole(path, b"new")
+    assert path.read_text() == "old"

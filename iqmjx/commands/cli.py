@@ -16,6 +16,8 @@ from absl import app, flags, logging
 
 from iqmjx import agents, parallel
 from iqmjx.config import Config, setting_fields
+from iqmjx.run import RunError
+from iqmjx.run.terminal import plain
 from iqmjx.settings import kind, refuse
 
 EXIT_FAILURE, EXIT_USAGE = 1, 2
@@ -26,7 +28,7 @@ _TELLING = ("env", "physics", "sim", "checkpoint", "logdir")
 def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
     """Ends the program with a one-line error and an exit code."""
     if parallel.is_first():
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {plain(message)}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -37,6 +39,20 @@ def user_errors() -> Iterator[None]:
         yield
     except ValueError as error:
         fail(str(error))
+
+
+@contextlib.contextmanager
+def run_errors() -> Iterator[None]:
+    """Ends the program for what ends a run and is no bug, in one line.
+
+    Anything else is a bug, and shows where it comes from.
+    """
+    try:
+        yield
+    except RunError as error:
+        fail(str(error), EXIT_FAILURE)
+    except OSError as error:
+        fail(" ".join(str(error).split()), EXIT_FAILURE)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -56,7 +72,8 @@ def run(main: Callable[[], None]) -> None:
 
     def start(_argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.ERROR)  # Orbax logs every save
+            # Orbax logs every save, and a hundred lines for an error that it raises.
+            logging.set_verbosity(logging.FATAL)
         warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
         use_compilation_cache()
         if _may_run_mjx():

@@ -104,6 +104,19 @@ def _check_flags() -> None:
         )
     if _VIDEO.value and not _VIDEO.value.endswith(".mp4"):
         raise ValueError(f"--video {_VIDEO.value}: give a file name ending in .mp4")
+    if _VIDEO.value:
+        _check_video(Path(_VIDEO.value))
+
+
+def _check_video(path: Path) -> None:
+    """Raises ValueError where the video could not be made or written."""
+    try:
+        gymnasium_play.check_rendering()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"--video {path}: {reason}") from error
 
 
 def _twin(name: str) -> type[envs.Env] | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from rich import console, table
 from iqmjx import loop, parallel, presets
 from iqmjx.commands import cli
 from iqmjx.presets import Resolved
-from iqmjx.run import memory, metrics, run_folder, trainer
+from iqmjx.run import checkpoint, memory, metrics, run_folder, trainer
+from iqmjx.run.signals import Stop
+from iqmjx.run.terminal import plain
 from iqmjx.settings import LARGEST_INT, refuse
 
 _PRESET = flags.DEFINE_string(
@@ -38,30 +40,32 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, f
 cli.define_config_flags()
 
 
-def main() -> None:
-    """Runs the command."""
-    with cli.user_errors():
-        _join_processes()
-        given = cli.given_settings()
-        if _RESUME.value:
-            resolved, folder = _resumed(given)
-        else:
-            resolved = presets.resolve(given, _PRESET.value)
-            folder = _new_folder(resolved)
-        metrics.find_loggers(resolved.config)
-        setup = loop.make_setup(trainer.fit_devices(resolved.config, _RESUME.value))
-        parts = memory.footprint(setup)
-        memory.check(parts, setup.config)
-        resolved = dataclasses.replace(resolved, config=setup.config)
-        prepared = folder, resolved, parts, setup.env.physics.name
-        folder = Path(_by_first(lambda: str(_prepare(*prepared))))
-    with cli.user_errors():
-        try:
+def main(stop: Stop | None = None) -> None:
+    """Runs the command.
+
+    Args:
+        stop: what the process's signals ask for.
+    """
+    stop = stop or Stop()
+    with contextlib.ExitStack() as stack:
+        with cli.user_errors():
+            _join_processes()
+            if parallel.have_peers():  # which wait for this one
+                stack.enter_context(stop.deferred(print))
+            resume, resolved = _settings()
+            metrics.find_loggers(resolved.config)
+            setup = loop.make_setup(trainer.fit_devices(resolved.config, resume))
+        parts = memory.footprint(setup)  # traces the task: its errors are not ours
+        with cli.user_errors():
+            memory.check(parts, setup.config)
+            resolved = dataclasses.replace(resolved, config=setup.config)
+            prepared = stack, resume, resolved, parts, setup.env.physics.name
+            folder = Path(_by_first(lambda: str(_prepare(*prepared))))
+        stop.farewell = f"stopped; to go on: {run_folder.resume_command(folder)}"
+        with cli.run_errors():
             finished = trainer.train(
-                resolved.config, folder, resume=_RESUME.value, env=setup.env
+                resolved.config, folder, resume=resume, env=setup.env, stop=stop
             )
-        except trainer.DivergedError as error:
-            cli.fail(str(error), cli.EXIT_FAILURE)
     if finished and parallel.is_first():
         print(f"done; python -m iqmjx.evaluate --checkpoint {folder} plays the policy")
     sys.exit(0)
@@ -105,45 +109,75 @@ def _by_first(prepare: Callable[[], str]) -> str:
 
 
 def _prepare(
-    folder: Path, resolved: Resolved, parts: dict[str, int], engine: str
+    stack: contextlib.ExitStack,
+    resume: bool,
+    resolved: Resolved,
+    parts: dict[str, int],
+    engine: str,
 ) -> Path:
-    """Makes or updates the run's folder, and prints what will be run."""
-    if not _RESUME.value:
-        run_folder.refuse_existing(folder)
+    """Claims the run's folder, prints what will be run, and writes config.json."""
+    named = _LOGDIR.value and Path(_LOGDIR.value)
+    if named and not resume:
+        _refuse_existing(named)
+    folder = named or run_folder.new_default(resolved.config)
+    stack.enter_context(run_folder.claimed(folder))
+    if not resume:
+        _refuse_existing(folder)  # again: another process may have been first
     _print_settings(resolved, parts, folder)
     print(f"engine: {engine}")
     run_folder.create(folder, resolved)  # on a resume, with the new schedule
     return folder
 
 
-def _resumed(given: dict) -> tuple[Resolved, Path]:
+def _refuse_existing(folder: Path) -> None:
+    if not run_folder.is_empty(folder):
+        raise ValueError(
+            f"--logdir {folder}: exists and is not empty; choose another, or add "
+            f"--resume to go on with the run in it"
+        )
+
+
+def _settings() -> tuple[bool, Resolved]:
+    """Whether a run in --logdir is gone on with, and the settings.
+
+    `--resume` begins a run where there is none yet, if the flags name its task: the
+    same command line can be given until the run has ended.
+    """
+    given = cli.given_settings()
+    if not _RESUME.value:
+        return False, presets.resolve(given, _PRESET.value)
     if _LOGDIR.value is None:
         raise ValueError("--resume: name the run's folder with --logdir")
     folder = Path(_LOGDIR.value)
+    if run_folder.is_empty(folder):
+        if "env" not in given:
+            raise ValueError(
+                f"--resume: there is no run in --logdir {folder}; to begin one there, "
+                f"name its task with --env"
+            )
+        return False, presets.resolve(given, _PRESET.value)
     saved = run_folder.load(folder)
     if flags.FLAGS["preset"].present and _PRESET.value not in ("auto", saved.preset):
         raise ValueError(
             f"--preset {_PRESET.value}: the run in {folder} has preset {saved.preset}; "
             f"leave the flag out, or start a new run without --resume"
         )
-    return run_folder.merge(saved, given, folder), folder
-
-
-def _new_folder(resolved: Resolved) -> Path:
-    if _LOGDIR.value is not None:
-        return Path(_LOGDIR.value)
-    config = resolved.config
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    name = f"{config.env}-{config.algo}-{config.seed}-{stamp}".replace(":", ".")
-    return Path("checkpoints") / name
+    resolved = run_folder.merge(saved, given, folder)
+    taken, end = checkpoint.newest(folder) or 0, resolved.config.total_env_steps
+    if taken > end:
+        raise ValueError(
+            f"--num_timesteps {resolved.config.num_timesteps}: the run in {folder} has "
+            f"taken {taken} env steps; give at least {taken}"
+        )
+    return True, resolved
 
 
 def _print_settings(resolved: Resolved, parts: dict[str, int], folder: Path) -> None:
     settings = table.Table("setting", "value", "from", box=None, pad_edge=False)
     for name, value in resolved.config.flat().items():
-        settings.add_row(name, str(value), resolved.sources[name])
-    out = console.Console(highlight=False, soft_wrap=True)
+        settings.add_row(name, plain(value), plain(resolved.sources[name]))
+    out = console.Console(highlight=False, soft_wrap=True, markup=False)
     out.print(settings)
     sizes = ", ".join(f"{k} {memory.describe(v)}" for k, v in parts.items())
-    out.print(f"memory: {sizes}", markup=False)
-    out.print(f"run folder: {folder}", markup=False)
+    out.print(f"memory: {sizes}")
+    out.print(f"run folder: {folder}")

@@ -2,16 +2,15 @@
 
     RUN/checkpoints/<env steps>/   the newest few whole states: a full resume
 
-A step is written under another name and renamed when whole, so that an interrupted save
-leaves no half step behind. Each array of the state is stored under its path in the
-state, with its leading axes of seeds and shards.
+Each array of the state is stored under its path in the state, with its leading axes of
+seeds and shards.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from iqmjx import loop
-from iqmjx.run import memory
+from iqmjx import loop, parallel
+from iqmjx.run import memory, steps
 
 CHECKPOINTS = "checkpoints"
 _NEWEST_KEPT = 2
 _CHUNK_BYTES = 2**26  # what is compressed at a time
 _NAMES_TOLD = 3
-_REASON_LENGTH = 400  # characters
 _STEPS = "envs.steps"  # of the item `worlds`: [S, G, N/G]
 
 
@@ -35,34 +33,33 @@ class Store:
     """The checkpoints of one run, open for writing. Every process must have one."""
 
     def __init__(self, run_folder: Path, state: loop.TrainState):
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=_NEWEST_KEPT, enable_async_checkpointing=False
-        )
-        self._manager = ocp.CheckpointManager(
-            run_folder.absolute() / CHECKPOINTS,
-            options=options,
-            item_handlers=_handlers(_parts(state)),
+        self._steps = steps.Steps(
+            run_folder / CHECKPOINTS,
+            _handlers(_parts(state)),
+            by_all=True,
         )
 
     def drop_after(self, env_steps: int) -> None:
         """Deletes newer steps: a resume from here takes them again."""
-        delete_after(self._manager, env_steps)
+        self._steps.delete(lambda step: step > env_steps)
 
     def save(self, env_steps: int, state: loop.TrainState) -> None:
-        """Writes the whole state, unless this step is there already."""
-        if env_steps in self._manager.all_steps():
-            return
+        """Writes the whole state, unless this step is there already.
+
+        Raises:
+            StorageError: where it cannot be written; older ones are kept.
+        """
         chunked = ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES)
         items = {
             part: ocp.args.PyTreeSave(arrays, dict.fromkeys(arrays, chunked))
             for part, arrays in _parts(state).items()
         }
-        self._manager.save(env_steps, args=ocp.args.Composite(**items))
-        gc.collect()  # Orbax leaves copies of arrays in reference cycles
+        self._steps.save(env_steps, items)
+        self._steps.keep_newest(_NEWEST_KEPT)
 
     def close(self) -> None:
-        """Waits for what is being written."""
-        self._manager.close()
+        """Frees what saving held."""
+        self._steps.close()
 
 
 @contextlib.contextmanager
@@ -75,10 +72,9 @@ def open_store(run_folder: Path, state: loop.TrainState) -> Iterator[Store]:
         store.close()
 
 
-def has_steps(run_folder: Path) -> bool:
-    """Whether a run has saved a state, whole or damaged."""
-    folder = run_folder / CHECKPOINTS
-    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+def newest(run_folder: Path) -> int | None:
+    """The env steps of the newest state saved, whole or damaged; None without any."""
+    return max(steps.numbers(run_folder / CHECKPOINTS), default=None)
 
 
 def restore(
@@ -102,74 +98,72 @@ def restore(
         ValueError: where no step can be restored.
     """
     wanted = abstract_state(setup)
-    folder = (run_folder / CHECKPOINTS).absolute()
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: there is no checkpoint (no such folder)")
-    handlers = _handlers(_parts(wanted))
-    with ocp.CheckpointManager(folder, item_handlers=handlers) as manager:
-        steps = sorted(manager.all_steps(), reverse=True)
-        step, (state, divided), problems = read_first(
-            steps,
-            lambda step: _restore_step(manager, step, setup, wanted),
-            f"{folder}: there is no whole checkpoint to restore",
-        )
+    reader = steps.checkpointer(_handlers(_parts(wanted)), by_all=True)
+    step, (state, divided), problems = steps.read_newest(
+        run_folder / CHECKPOINTS,
+        lambda path: _restore_step(reader, path, setup, wanted),
+    )
     told = [f"warning: {p}; falling back to an older one" for p in problems]
     return step, state, told + divided
 
 
-def read_first(
-    steps: Iterable[int], read: Callable[[int], Any], failure: str
-) -> tuple[int, Any, list[str]]:
-    """The first step that can be read, what it holds, and a line about each before it.
-
-    Raises:
-        ValueError: `failure`, and why, where none can be.
-    """
-    problems = []
-    for step in steps:
-        try:
-            return step, read(step), problems
-        # Damage shows in many ways (missing files, short reads, bad JSON): each is
-        # reported, and the next step tried.
-        except Exception as error:
-            reason = str(error).strip().split("\n")[0][:_REASON_LENGTH]
-            problems.append(f"step {step} cannot be read: {reason}")
-    raise ValueError(f"{failure} ({'; '.join(problems) or 'it holds no step'})")
-
-
-def delete_after(manager: ocp.CheckpointManager, env_steps: int) -> None:
-    """Deletes the steps after this one."""
-    for step in manager.all_steps():
-        if step > env_steps:
-            manager.delete(step)
-
-
 def _restore_step(
-    manager: ocp.CheckpointManager,
-    step: int,
-    setup: loop.Setup,
-    wanted: loop.TrainState,
+    reader: ocp.Checkpointer, path: Path, setup: loop.Setup, wanted: loop.TrainState
 ) -> tuple[loop.TrainState, list[str]]:
     """The state of one step, and a line where its shards are divided anew."""
-    items = manager.item_metadata(step)
+    checked = _verify(path)
+    items: Any = reader.metadata(path).item_metadata
     saved: dict[str, Mapping[str, Any]] = {}
     for part in _parts(wanted):
         metadata: Any = items.get(part, None)
         saved[part] = metadata.tree if metadata else {}
-    layout, shards = setup.layout, _shards_of(saved["worlds"])
-    if shards in (None, layout.num_shards):
-        placed = layout.placed(loop.SPECS, wanted)
-        raw = _read(manager, step, saved, placed)
-        raw = jax.tree.map(_owned, raw)
-        told = []
+    layout = setup.layout
+    shards = _shards_of(saved["worlds"]) or layout.num_shards
+    if as_saved := shards == layout.num_shards:
+        to_read = layout.placed(loop.SPECS, wanted)
     else:
-        whole = _read(manager, step, saved, loop.regrouped(wanted, shards))
-        raw = layout.place(loop.SPECS, loop.regrouped(whole, layout.num_shards))
+        to_read = loop.regrouped(wanted, shards)
+    _refuse_differences(saved, to_read)
+    if not checked:
+        raise ValueError("its checksums are missing")
+    raw, told = _read(reader, path, to_read), []
+    if as_saved:
+        raw = jax.tree.map(_owned, raw)
+    else:
+        raw = layout.place(loop.SPECS, loop.regrouped(raw, layout.num_shards))
         told = [
             f"worlds and replay, saved in {shards} shards, are divided anew into "
             f"{layout.num_shards}"
         ]
     return jax.tree.map(_typed, raw, wanted), told
+
+
+def _verify(path: Path) -> bool:
+    """`steps.verify` by the first process, on every process."""
+    found = ""
+    if parallel.is_first():
+        try:
+            found = str(steps.verify(path))
+        except (OSError, ValueError) as error:
+            found = str(error)
+    found = parallel.tell_all(found)
+    if found not in ("True", "False"):
+        raise ValueError(found)
+    return found == "True"
+
+
+def _refuse_differences(
+    saved: Mapping[str, Mapping[str, Any]], wanted: loop.TrainState
+) -> None:
+    """Raises ValueError where what is saved (shapes by name) is not what is wanted."""
+    parts = _parts(wanted)
+    told = [line for part in parts for line in differences(saved[part], parts[part])]
+    if told:
+        more = f" and {len(told) - _NAMES_TOLD} more" if told[_NAMES_TOLD:] else ""
+        raise ValueError(
+            "it was saved by another version of iqmjx, or with other settings: "
+            f"{', '.join(told[:_NAMES_TOLD])}{more}"
+        )
 
 
 def _shards_of(worlds: Mapping[str, Any]) -> int | None:
@@ -280,34 +274,23 @@ def _handlers(parts: dict[str, Any]) -> dict[str, ocp.PyTreeCheckpointHandler]:
 
 
 def _read(
-    manager: ocp.CheckpointManager,
-    step: int,
-    saved: dict[str, Mapping[str, Any]],
+    reader: ocp.Checkpointer,
+    path: Path,
     wanted: loop.TrainState,
 ) -> Any:
     """The state of one step, keys as numbers.
 
     It is placed by the shardings of the shapes `wanted`; NumPy's where there is none.
-
-    Raises:
-        ValueError: where what is saved (shapes by name) is not what is wanted.
     """
     parts = _parts(wanted)
-    told = [line for part in parts for line in differences(saved[part], parts[part])]
-    if told:
-        more = f" and {len(told) - _NAMES_TOLD} more" if told[_NAMES_TOLD:] else ""
-        raise ValueError(
-            "it was saved by another version of iqmjx, or with other settings: "
-            f"{', '.join(told[:_NAMES_TOLD])}{more}"
-        )
     items = {
         part: ocp.args.PyTreeRestore(shapes, jax.tree.map(_restore_args, shapes))
         for part, shapes in parts.items()
     }
-    restored = manager.restore(step, args=ocp.args.Composite(**items))
+    restored = reader.restore(path, ocp.args.Composite(**items))
     arrays = {part: dict(restored[part]) for part in parts}
     del restored
-    gc.collect()  # as in Store.save
+    gc.collect()  # as in Steps.save
     found = {
         part: fill(fields, arrays[part]) for part, fields in _items(wanted).items()
     }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,10 @@ from iqmjx.envs import Env, physics
 from iqmjx.policies.base import Policy
 
 _WIDTH, _HEIGHT = 480, 480
+_RENDER = (
+    "import mujoco; model = mujoco.MjModel.from_xml_string('<mujoco/>'); "
+    "renderer = mujoco.Renderer(model, 8, 8); renderer.render()"
+)
 
 
 def make(task: type[Env], **options: Any) -> gymnasium.Env:
@@ -34,6 +40,20 @@ def make(task: type[Env], **options: Any) -> gymnasium.Env:
     gymnasium.register_envs(importlib.import_module(task.gymnasium_package))
     with physics.quiet_compilation():
         return gymnasium.make(task.gymnasium_id, **options)
+
+
+def check_rendering() -> None:
+    """Tries to render, in a process of its own: a broken GL may end the process.
+
+    Raises:
+        ValueError: where MuJoCo cannot render here.
+    """
+    tried = subprocess.run([sys.executable, "-c", _RENDER], capture_output=True)
+    if tried.returncode:
+        raise ValueError(
+            "MuJoCo cannot render on this machine; set MUJOCO_GL=egl (with a GPU's "
+            "driver or libegl1) or MUJOCO_GL=osmesa (with libosmesa6)"
+        )
 
 
 def play(

@@ -9,14 +9,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import tensorboardX
+from tensorboardX import event_file_writer
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from iqmjx import loop, registry
 from iqmjx.config import Config
+from iqmjx.run import run_folder
 
+_event: Any = event_pb2  # protobuf makes their classes when they are imported
+_summary: Any = summary_pb2
 FILE = "metrics.jsonl"
 BEGINNING = -1
 """What a run is resumed at that had no checkpoint yet: no row of it is kept."""
@@ -48,28 +56,47 @@ class Logger(Protocol):
 
 
 class TensorBoard:
-    """Event files in the run's folder; implements `Logger`."""
+    """Event files in the run's folder; implements `Logger`.
+
+    Written in the caller's thread: tensorboardX's own SummaryWriter hands rows to a
+    thread, and waits forever once that has met a full disk.
+    """
 
     def __init__(self, folder: Path, config: Config, resume_at: int | None):
         del config
-        self._writer = tensorboardX.SummaryWriter(
-            str(folder),
-            purge_step=None if resume_at is None else resume_at + 1,
-            write_to_disk=True,
+        self._writer = event_file_writer.EventsWriter(
+            str(folder / "events"), f".{os.getpid()}"
         )
+        if resume_at is not None:  # readers drop what has this step or a later one
+            start = _event.SessionLog(status=_event.SessionLog.START)
+            self._add(resume_at + 1, session_log=start)
 
     def write(self, env_steps: int, row: dict[str, float]) -> None:
-        for name, value in row.items():
-            self._writer.add_scalar(name, value, env_steps)
+        values = [_summary.Summary.Value(tag=t, simple_value=v) for t, v in row.items()]
+        self._add(env_steps, summary=_summary.Summary(value=values))
 
     def close(self) -> None:
         self._writer.close()
 
+    def _add(self, env_steps: int, **content: Any) -> None:
+        event = _event.Event(step=env_steps, wall_time=time.time(), **content)
+        self._writer.write_event(event)
+        self._writer.flush()
+
 
 class MetricsLog:
-    """Appends rows to a run folder, one JSON object per line, and to its loggers."""
+    """Appends rows to a run folder, one JSON object per line, and to its loggers.
 
-    def __init__(self, folder: Path, config: Config, resume_at: int | None = None):
+    What cannot be written is said once, and lost; a run does not end for it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        resume_at: int | None = None,
+        warn: Callable[[str], None] = warnings.warn,
+    ):
         """Opens the log.
 
         Args:
@@ -77,31 +104,63 @@ class MetricsLog:
             config: the run's settings.
             resume_at: on a resume, the env steps restored: later rows, of steps that
                 will be taken again, are removed.
+            warn: told in a line what could not be read or written.
 
         Raises:
             ValueError: for an unknown logger.
         """
         kinds = find_loggers(config)
         path = folder / FILE
-        if resume_at is not None:
-            _drop_rows_after(path, resume_at)
-        self._file = path.open("a")
+        if resume_at is not None and path.exists():
+            _drop_rows_after(path, resume_at, warn)
+        self._warn = warn
+        self._lines = _Lines(path)
         self._loggers = [kind(folder, config, resume_at) for kind in kinds]
+        self._failing: set[Any] = set()
 
     def write(self, env_steps: int, row: dict[str, float]) -> None:
         """Writes one row; numbers that are not finite become null."""
         clean = {k: v if math.isfinite(v) else None for k, v in row.items()}
-        self._file.write(json.dumps({"env_steps": env_steps, **clean}) + "\n")
-        self._file.flush()
         finite = {name: v for name, v in clean.items() if v is not None}
+        line = json.dumps({"env_steps": env_steps, **clean})
+        self._guarded(FILE, lambda: self._lines.write(line))
         for logger in self._loggers:
-            logger.write(env_steps, finite)
+            self._guarded(logger, lambda to=logger: to.write(env_steps, finite))
 
     def close(self) -> None:
         """Closes the file and the loggers."""
-        self._file.close()
+        self._lines.close()
         for logger in self._loggers:
-            logger.close()
+            self._guarded(logger, logger.close)
+
+    def _guarded(self, target: Any, write: Callable[[], None]) -> None:
+        """Writes, and says so where that begins to fail."""
+        try:
+            write()
+            self._failing.discard(target)
+        except OSError as error:
+            if target not in self._failing:
+                name = target if target == FILE else type(target).__name__
+                self._warn(f"warning: {name} cannot be written: {error.strerror}")
+            self._failing.add(target)
+
+
+class _Lines:
+    """A file that lines are appended to, whole: after a failure it begins a new one."""
+
+    def __init__(self, path: Path):
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        self._torn = False
+
+    def write(self, line: str) -> None:
+        data = ("\n" * self._torn + line + "\n").encode()
+        self._torn = True
+        while data:
+            data = data[os.write(self._file, data) :]
+        self._torn = False
+
+    def close(self) -> None:
+        os.close(self._file)
 
 
 def find_loggers(config: Config) -> list[type[Logger]]:
@@ -113,12 +172,17 @@ def find_loggers(config: Config) -> list[type[Logger]]:
     return [registry.find("loggers", name, LOGGERS) for name in config.loggers]
 
 
-def read(run_folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl; none where there is no such file."""
-    path = run_folder / FILE
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def read(
+    folder: Path, warn: Callable[[str], None] = warnings.warn
+) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl; none where there is no such file.
+
+    Args:
+        folder: a seed's.
+        warn: told in a line about each row that is damaged, and left out.
+    """
+    path = folder / FILE
+    return [row for _, row in _rows(path, warn)] if path.exists() else []
 
 
 def steps_row(metrics: loop.StepMetrics) -> dict[str, float]:
@@ -145,15 +209,23 @@ def learning_row(statistics: Any) -> dict[str, float]:
     }
 
 
-def _drop_rows_after(path: Path, env_steps: int) -> None:
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
+def _drop_rows_after(path: Path, env_steps: int, warn: Callable[[str], None]) -> None:
+    kept = [line for line, row in _rows(path, warn) if row["env_steps"] <= env_steps]
+    run_folder.write_whole(path, b"".join(line + b"\n" for line in kept))
+
+
+def _rows(
+    path: Path, warn: Callable[[str], None]
+) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The lines of a file and what they say, but for damaged ones."""
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line:
+            continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
-            break  # the line that an interruption cut short; nothing follows it
-        if row["env_steps"] <= env_steps:
-            kept.append(line)
-    path.write_text("".join(line + "\n" for line in kept))
+            if not isinstance(row["env_steps"], int):
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            warn(f"warning: {path}: line {number} is damaged, and left out")
+        else:
+            yield line, row

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from rich import console, progress
 
+from iqmjx.run import terminal
+
 _LINE_EVERY = 10.0
 """Seconds between plain lines."""
 
@@ -41,7 +43,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
-        self._console.print(text, markup=False)
+        self._console.print(terminal.plain(text), markup=False)
 
     @contextlib.contextmanager
     def compiling(self, what: str) -> Iterator[None]:

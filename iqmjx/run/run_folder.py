@@ -4,6 +4,7 @@
     RUN/checkpoints/     whole states, which --resume goes on from
     RUN/metrics.jsonl    and events: the numbers of a seed
     RUN/policy/, best/   policies of a seed
+    RUN/.lock            held by the process that trains in it
 
 A run of several seeds has the last two rows in RUN/seed<k>/, one folder for each, with
 a config.json of its own.
@@ -11,16 +12,23 @@ a config.json of its own.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import importlib.metadata
+import itertools
 import json
+import shlex
+import time
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from iqmjx.config import SCHEDULE, Config, setting_fields
 from iqmjx.presets import Resolved
 
-_FILE = "config.json"
+_FILE, _LOCK = "config.json", ".lock"
 _EARLIER = "earlier version"
 """The source of a value that stands for what runs did before there was its setting."""
 _UNREAD_BY_SAC = (
@@ -36,20 +44,63 @@ _UNREAD_BY_SAC = (
 _PACKAGES = ("jax", "mujoco", "mujoco-mjx", "flax", "optax", "orbax-checkpoint")
 
 
-def refuse_existing(folder: Path) -> None:
-    """Raises ValueError where the folder holds anything."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(
-            f"--logdir {folder}: exists and is not empty; choose another, or add "
-            f"--resume to go on with the run in it"
-        )
+def new_default(config: Config) -> Path:
+    """Makes a folder under checkpoints/ that no other run has.
+
+    Raises:
+        ValueError: where it cannot be made.
+    """
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    name = f"{config.env}-{config.algo}-{config.seed}-{stamp}".replace(":", ".")
+    for count in itertools.count(1):
+        folder = Path("checkpoints") / (name if count == 1 else f"{name}-{count}")
+        with _writing(folder), contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+    raise AssertionError
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether there is no such folder, or nothing but hidden files in it."""
+    if not folder.is_dir():
+        return not folder.exists()
+    return all(path.name.startswith(".") for path in folder.iterdir())
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keeps other processes from training in a folder until it is left.
+
+    The folder is made where there is none. The claim ends with the process, however
+    that ends.
+
+    Raises:
+        ValueError: where another process has claimed it, or it cannot be written.
+    """
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / _LOCK).open("a")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"--logdir {folder}: another process is training in it; wait for it, "
+                f"or choose another folder"
+            ) from error
+        yield
 
 
 def create(folder: Path, resolved: Resolved) -> None:
-    """Makes the folder, and one for each of several seeds, with their config.json."""
-    save(folder, resolved)
-    for config, own in seeds(resolved.config, folder):
-        save(own, dataclasses.replace(resolved, config=config))
+    """Makes the folder, and one for each of several seeds, with their config.json.
+
+    Raises:
+        ValueError: where it cannot be written.
+    """
+    with _writing(folder):
+        save(folder, resolved)
+        for config, own in seeds(resolved.config, folder):
+            save(own, dataclasses.replace(resolved, config=config))
 
 
 def save(folder: Path, resolved: Resolved) -> None:
@@ -64,7 +115,35 @@ def save(folder: Path, resolved: Resolved) -> None:
         "sources": resolved.sources,
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
-    (folder / _FILE).write_text(json.dumps(content, indent=2) + "\n")
+    content["digest"] = _digest(content)
+    write_whole(folder / _FILE, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Replaces a file, which at every moment is the old one or the new one."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_bytes(data)
+    new.replace(path)
+
+
+def _digest(content: dict[str, Any]) -> int:
+    """The CRC-32 of what config.json says, whatever its layout."""
+    said = {name: content[name] for name in content if name != "digest"}
+    return zlib.crc32(json.dumps(said, sort_keys=True).encode())
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Says of a folder that cannot be written that it is the flag's."""
+    try:
+        yield
+    except FileExistsError as error:
+        if folder.is_dir():
+            raise
+        raise ValueError(f"--logdir {folder}: it is a file; give a folder") from error
+    except OSError as error:
+        fix = "give a folder that can be written"
+        raise ValueError(f"--logdir {folder}: {error.strerror}; {fix}") from error
 
 
 def load(folder: Path) -> Resolved:
@@ -89,6 +168,11 @@ def load(folder: Path) -> Resolved:
     for name, source in sources.items():
         if not isinstance(source, str):
             raise ValueError(f"{where}: sources.{name} {source}: give a text")
+    if content.get("digest", _digest(content)) != _digest(content):
+        raise ValueError(
+            f"{where}: it was changed since it was written; put it back as it was, or "
+            f"remove its digest to accept it"
+        )
     return Resolved(config, preset, sources)
 
 
@@ -135,6 +219,11 @@ def _part(content: Any, name: str, kind: type, where: str) -> Any:
     raise ValueError(
         f"{where}: cannot be read ({name} must be {noun}, as the run wrote it)"
     )
+
+
+def resume_command(folder: Path) -> str:
+    """What a user types to go on with the run in a folder."""
+    return f"python -m iqmjx.train --resume --logdir {shlex.quote(str(folder))}"
 
 
 def seeds(config: Config, folder: Path) -> list[tuple[Config, Path]]:

@@ -5,12 +5,13 @@
 
 Each holds the actor's arrays (weights of the average policy, the temperature, the
 observations' statistics), and in JSON the settings that it was trained with and the
-sizes of observations and actions. Orbax writes both.
+sizes of observations and actions; in best/ the score as well.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ from iqmjx import agents, normalize
 from iqmjx.acting import Actor
 from iqmjx.config import Config
 from iqmjx.policies.base import Policy
-from iqmjx.run import checkpoint, run_folder
+from iqmjx.run import checkpoint, run_folder, steps
 
 NEWEST, BEST = "policy", "best"
 _NEWEST_KEPT = 2
 _SCORE = "episode_reward"
-_FORMAT = 1
+_FORMAT, _FORMAT_UNCHECKED = 2, 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,11 @@ class SavedPolicy:
 
 
 class PolicyStore:
-    """The saved policies of one seed, open for writing by one process."""
+    """The saved policies of one seed, open for writing by one process.
+
+    Attributes:
+        unreadable: lines about what in best/ cannot be read, and will be replaced.
+    """
 
     def __init__(self, folder: Path, config: Config, sizes: tuple[int, int]):
         """Opens the store.
@@ -59,62 +64,54 @@ class PolicyStore:
             config: the settings of the run.
             sizes: of an observation and of an action, O and A.
         """
-        folder = folder.absolute()
-        this_process: Any = ocp.options.MultiprocessingOptions(
-            primary_host=jax.process_index(),
-            active_processes={jax.process_index()},
-            barrier_sync_key_prefix=f"policy{jax.process_index()}",
-        )
         self._about = {
             "format": _FORMAT,
             "config": dataclasses.asdict(config),
             "observation_size": sizes[0],
             "action_size": sizes[1],
         }
-
-        def manager(name: str, **options: Any) -> ocp.CheckpointManager:
-            (folder / name).mkdir(exist_ok=True)
-            return ocp.CheckpointManager(
-                folder / name,
-                options=ocp.CheckpointManagerOptions(
-                    create=False,
-                    enable_async_checkpointing=False,
-                    multiprocessing_options=this_process,
-                    **options,
-                ),
-                item_handlers=_handlers(),
-            )
-
-        self._newest = manager(NEWEST, max_to_keep=_NEWEST_KEPT)
-        self._best = manager(
-            BEST, max_to_keep=1, best_fn=lambda metrics: metrics[_SCORE]
-        )
+        self._newest = steps.Steps(folder / NEWEST, _handlers())
+        self._best = steps.Steps(folder / BEST, _handlers())
+        self._best_score, self.unreadable = _saved_score(folder / BEST)
 
     def save(self, env_steps: int, actor: Actor) -> None:
-        """Writes the newest policy, unless this step is there already."""
-        if env_steps not in self._newest.all_steps():
-            self._newest.save(env_steps, args=self._args(env_steps, actor))
+        """Writes the newest policy, unless this step is there already.
+
+        Raises:
+            StorageError: where it cannot be written.
+        """
+        self._newest.save(env_steps, self._items(env_steps, actor, {}))
+        self._newest.keep_newest(_NEWEST_KEPT)
 
     def save_if_best(self, env_steps: int, actor: Actor, score: float) -> None:
-        """Writes a policy; of all written so, the one that scored best is kept."""
-        if env_steps not in self._best.all_steps():
-            args = self._args(env_steps, actor)
-            self._best.save(env_steps, args=args, metrics={_SCORE: score})
+        """Writes a policy that scored higher than all before; NaN is no score.
+
+        Raises:
+            StorageError: where it cannot be written.
+        """
+        if not score > self._best_score:
+            return
+        self._best.delete(lambda step: step == env_steps)  # of before a resume
+        self._best.save(env_steps, self._items(env_steps, actor, {_SCORE: score}))
+        self._best.delete(lambda step: step != env_steps)
+        self._best_score = score
 
     def drop_after(self, env_steps: int) -> None:
         """Deletes newer policies: a resume from here saves them again."""
-        checkpoint.delete_after(self._newest, env_steps)
+        self._newest.delete(lambda step: step > env_steps)
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Frees what saving held."""
         self._newest.close()
         self._best.close()
 
-    def _args(self, env_steps: int, actor: Actor) -> ocp.args.Composite:
-        return ocp.args.Composite(
-            actor=ocp.args.PyTreeSave(checkpoint.named_leaves(actor)),
-            about=ocp.args.JsonSave(self._about | {"env_steps": env_steps}),
-        )
+    def _items(
+        self, env_steps: int, actor: Actor, more: dict[str, float]
+    ) -> dict[str, Any]:
+        return {
+            "actor": ocp.args.PyTreeSave(checkpoint.named_leaves(actor)),
+            "about": ocp.args.JsonSave(self._about | {"env_steps": env_steps} | more),
+        }
 
 
 def load(folder: Path) -> SavedPolicy:
@@ -123,18 +120,11 @@ def load(folder: Path) -> SavedPolicy:
     Raises:
         ValueError: where none can be read.
     """
-    folder = folder.absolute()
-    chosen = int(folder.name) if folder.name.isdigit() else None
+    chosen = int(folder.name) if folder.name.isdecimal() else None
     root = folder if chosen is None else folder.parent
     if not root.is_dir():
         raise ValueError(f"{root}: there is no saved policy (no such folder)")
-    with ocp.CheckpointManager(root, item_handlers=_handlers()) as manager:
-        steps = sorted(manager.all_steps(), reverse=True)
-        _, saved, problems = checkpoint.read_first(
-            steps if chosen is None else [chosen],
-            lambda step: _load_step(manager, step),
-            f"{folder}: there is no policy that can be read",
-        )
+    _, saved, problems = steps.read_newest(root, _load_step, chosen)
     return dataclasses.replace(saved, unreadable=problems)
 
 
@@ -165,10 +155,10 @@ def locate(path: Path) -> Path:
     )
 
 
-def _load_step(manager: ocp.CheckpointManager, step: int) -> SavedPolicy:
-    about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
-    about = about["about"]
-    config = run_folder.config_of(about["config"], f"the policy of step {step}")
+def _load_step(path: Path) -> SavedPolicy:
+    reader = steps.checkpointer(_handlers())
+    about = _read_about(reader, path)
+    config = run_folder.config_of(about["config"], f"the policy of step {path.name}")
     sizes = about["observation_size"], about["action_size"]
     agent = agents.make(config, *sizes)
 
@@ -178,15 +168,41 @@ def _load_step(manager: ocp.CheckpointManager, step: int) -> SavedPolicy:
 
     like = jax.eval_shape(fresh)
     wanted = checkpoint.named_leaves(like)
-    metadata = manager.item_metadata(step)
+    metadata: Any = reader.metadata(path).item_metadata
     if told := checkpoint.differences(metadata["actor"].tree, wanted):
         raise ValueError(f"its arrays are not those of its settings: {told[0]}")
     args = ocp.args.PyTreeRestore(
         wanted, ocp.checkpoint_utils.construct_restore_args(wanted)
     )
-    arrays = manager.restore(step, args=ocp.args.Composite(actor=args))["actor"]
-    actor = checkpoint.fill(like, arrays)
+    arrays = reader.restore(path, ocp.args.Composite(actor=args))["actor"]
+    actor = checkpoint.fill(like, dict(arrays))
     return SavedPolicy(config, agent.policy, actor, about["env_steps"], [])
+
+
+def _read_about(reader: ocp.Checkpointer, path: Path) -> dict[str, Any]:
+    """What is known of a policy beside its arrays, all its files checked."""
+    checked = steps.verify(path)
+    about = reader.restore(path, ocp.args.Composite(about=ocp.args.JsonRestore()))
+    about = about["about"]
+    if not checked and about["format"] != _FORMAT_UNCHECKED:
+        raise ValueError("its checksums are missing")
+    return about
+
+
+def _saved_score(folder: Path) -> tuple[float, list[str]]:
+    """The score of the policy in best/, and lines about what cannot be read there."""
+    nothing = -math.inf
+    if not steps.numbers(folder):
+        return nothing, []
+
+    def read(path):
+        return _read_about(steps.checkpointer(_handlers()), path).get(_SCORE, nothing)
+
+    try:
+        _, score, problems = steps.read_newest(folder, read)
+    except ValueError as error:
+        return nothing, [str(error)]
+    return score, problems
 
 
 def _handlers() -> dict[str, Any]:

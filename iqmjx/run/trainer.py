@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +20,14 @@ import numpy as np
 
 from iqmjx import envs, evaluation, loop, parallel
 from iqmjx.config import Config
-from iqmjx.run import checkpoint, metrics, run_folder
+from iqmjx.run import RunError, checkpoint, metrics, run_folder
 from iqmjx.run.progress import Progress
 from iqmjx.run.saved_policy import PolicyStore
+from iqmjx.run.signals import Stop
+from iqmjx.run.steps import StorageError
 
 
-class DivergedError(RuntimeError):
+class DivergedError(RunError):
     """The loss left the finite numbers: nothing after that is worth computing."""
 
 
@@ -37,6 +37,7 @@ def train(
     *,
     resume: bool = False,
     env: envs.Task | None = None,
+    stop: Stop | None = None,
 ) -> bool:
     """Trains, or goes on training, in a run folder that exists.
 
@@ -47,14 +48,16 @@ def train(
             beginning where there is none yet. Where the devices cannot divide the
             shards of the run, they are made anew, one per device.
         env: an environment object, in place of the one that `config.env` names.
+        stop: what may ask the run to stop; looked at after each chunk.
 
     Returns:
-        Whether the run came to its end; False where a signal stopped it, its state
+        Whether the run came to its end; False where it was asked to stop, its state
         saved.
 
     Raises:
-        ValueError: on a resume where no checkpoint can be read.
         DivergedError: once the loss is not finite; what was saved before is kept.
+        RunError: on a resume where no checkpoint can be read; or where the end could
+            not be saved.
     """
     start = time.perf_counter()
     setup = loop.make_setup(fit_devices(config, resume), env)
@@ -63,23 +66,25 @@ def train(
             Progress(config.total_env_steps, parallel.is_first())
         )
         env_steps, state, resume_at = _begin(setup, folder, resume, progress)
-        seeds = _open_seeds(setup, folder, resume_at) if parallel.is_first() else []
+        seeds = (
+            _open_seeds(setup, folder, resume_at, progress)
+            if parallel.is_first()
+            else []
+        )
         for seed in seeds:
             stack.enter_context(contextlib.closing(seed))
         store = stack.enter_context(checkpoint.open_store(folder, state))
         store.drop_after(env_steps)
-        stop = stack.enter_context(_stop_requests())
         spent = max((seed.walltime for seed in seeds), default=0.0)
         run = _Run(setup, seeds, store, progress, start - spent)
-        state = run.go_on(
-            env_steps, state, stop, fresh=resume_at is None or resume_at < 0
-        )
-        if state is not None:
+        fresh = resume_at is None or resume_at < 0
+        finished = run.go_on(env_steps, state, stop or Stop(), fresh)
+        if not finished:
             progress.say(
                 f"stopped at {run.env_steps:,} env steps, state saved; to go on: "
-                f"python -m iqmjx.train --resume --logdir {folder}"
+                f"{run_folder.resume_command(folder)}"
             )
-        return state is None
+        return finished
 
 
 def fit_devices(config: Config, resume: bool) -> Config:
@@ -94,11 +99,18 @@ class _Seed:
     """Where the results of one seed go."""
 
     def __init__(
-        self, setup: loop.Setup, config: Config, folder: Path, resume_at: int | None
+        self,
+        setup: loop.Setup,
+        config: Config,
+        folder: Path,
+        resume_at: int | None,
+        warn: Callable[[str], None],
     ):
         sizes = setup.env.observation_size, setup.env.action_size
-        self.log = metrics.MetricsLog(folder, config, resume_at)
+        self.log = metrics.MetricsLog(folder, config, resume_at, warn)
         self.policies = PolicyStore(folder, config, sizes)
+        for line in self.policies.unreadable:
+            warn(f"warning: best/: {line}; the next evaluation's takes its place")
         if resume_at is not None:
             self.policies.drop_after(resume_at)
         rows = metrics.read(folder)  # of the steps before a resume
@@ -119,29 +131,40 @@ class _Run:
         self._start = start  # when the run would have begun without interruptions
         self._greedy = evaluation.both_modes(self._config.num_eval_envs)
         self._numbers = self._config.seed + np.arange(self._config.num_seeds)
+        self._unsaved = ""  # why, where the newest state could not be saved
         self.env_steps = 0
 
     def go_on(
-        self, env_steps: int, state: loop.TrainState, stop: list[int], fresh: bool
-    ) -> loop.TrainState | None:
-        """Trains to the end: None; or until a stop is asked for: the state then."""
+        self, env_steps: int, state: loop.TrainState, stop: Stop, fresh: bool
+    ) -> bool:
+        """Trains until the end, or a stop is asked for; whether it was the end.
+
+        Raises:
+            RunError: where the state could not be saved then.
+        """
         config = self._config
         self.env_steps = env_steps
+        if env_steps >= config.total_env_steps:
+            self._progress.say(f"the run has taken its {env_steps:,} env steps already")
+            return True
         self._compile(state, env_steps)
         evaluations = _spread(config.num_evals, config, include_start=True)
         saves = _spread(config.num_checkpoints, config, include_start=False)
         if fresh and 0 in evaluations:
             self._evaluate(state)
-        while self.env_steps < config.total_env_steps:
-            if _agree(bool(stop)):
-                self._save(state)
-                return state
-            state = self._advance(state)
-            if self.env_steps in evaluations:
-                self._evaluate(state)
-            if self.env_steps in saves:
-                self._save(state)
-        return None
+        with stop.deferred(self._progress.say):
+            while self.env_steps < config.total_env_steps:
+                if _agree(stop.requested):
+                    self._save(state)
+                    break
+                state = self._advance(state)
+                if self.env_steps in evaluations:
+                    self._evaluate(state)
+                if self.env_steps in saves:
+                    self._save(state)
+        if self._unsaved:
+            raise RunError(f"{self._unsaved}; make room, and go on with --resume")
+        return self.env_steps >= config.total_env_steps
 
     def _compile(self, state: loop.TrainState, env_steps: int) -> None:
         """Compiles the programs, once for the whole run."""
@@ -216,14 +239,29 @@ class _Run:
         for index, (seed, row) in enumerate(zip(self._seeds, rows, strict=False)):
             score = row["eval/episode_reward"]
             actor = _of_seed(actors, index)
-            seed.policies.save_if_best(self.env_steps, actor, score)
+            try:
+                seed.policies.save_if_best(self.env_steps, actor, score)
+            except StorageError as error:
+                self._warn(f"the best policy cannot be saved: {error}")
 
     def _save(self, state: loop.TrainState) -> None:
-        """Saves the whole state, and each seed's policy."""
-        self._store.save(self.env_steps, state)
+        """Saves each seed's policy, and the whole state; training survives a failure.
+
+        The policies come first: a run resumes after the newest state, and would not
+        save a policy that lacks before it.
+        """
         actors = parallel.to_host(loop.average_actors(self._setup, state))
-        for index, seed in enumerate(self._seeds):
-            seed.policies.save(self.env_steps, _of_seed(actors, index))
+        try:
+            for index, seed in enumerate(self._seeds):
+                seed.policies.save(self.env_steps, _of_seed(actors, index))
+            self._store.save(self.env_steps, state)
+            self._unsaved = ""
+        except StorageError as error:
+            self._unsaved = f"the state cannot be saved: {error}"
+            self._warn(self._unsaved)
+
+    def _warn(self, text: str) -> None:
+        self._progress.say(f"warning: {text}")
 
     def _write(self, rows: list[dict[str, float]]) -> None:
         for seed, row in zip(self._seeds, rows, strict=False):  # none elsewhere
@@ -259,17 +297,22 @@ def _make_game(setup: loop.Setup, num_episodes: int) -> evaluation.Game:
     return evaluation.Game(env, setup.agent.policy, config.episode_length)
 
 
-def _open_seeds(setup: loop.Setup, folder: Path, resume_at: int | None) -> list[_Seed]:
+def _open_seeds(
+    setup: loop.Setup, folder: Path, resume_at: int | None, progress: Progress
+) -> list[_Seed]:
     seeds = run_folder.seeds(setup.config, folder)
-    return [_Seed(setup, config, own, resume_at) for config, own in seeds]
+    return [_Seed(setup, config, own, resume_at, progress.say) for config, own in seeds]
 
 
 def _begin(
     setup: loop.Setup, folder: Path, resume: bool, progress: Progress
 ) -> tuple[int, loop.TrainState, int | None]:
     """The env steps taken, the state to go on from, and what metrics resume at."""
-    if resume and checkpoint.has_steps(folder):
-        env_steps, state, told = checkpoint.restore(folder, setup)
+    if resume and checkpoint.newest(folder) is not None:
+        try:
+            env_steps, state, told = checkpoint.restore(folder, setup)
+        except ValueError as error:
+            raise RunError(str(error)) from error
         for line in told:
             progress.say(line)
         progress.say(f"resuming at {env_steps:,} env steps")
@@ -299,33 +342,3 @@ def _spread(count: int, config: Config, *, include_start: bool) -> set[int]:
     if include_start and count > 1:
         ends[0] = 0
     return set(ends)
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """A list that Ctrl-C and SIGTERM are noted in, to be looked at between chunks.
-
-    A second Ctrl-C acts as usual. A second SIGTERM does not: Slurm sends several. Off
-    the main thread signals are left alone.
-    """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in signals}
-
-    def note(number, _frame):
-        if not received and parallel.is_first():
-            print("\nstopping after this chunk ...", flush=True)
-        received.append(number)
-        if number == signal.SIGINT:
-            signal.signal(number, before[number])
-
-    for number in signals:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number in signals:
-            signal.signal(number, before[number])

@@ -1,0 +1,104 @@
+"""Ctrl-C, SIGTERM and SIGHUP: noted from a command's first second on, answered at once.
+
+Python runs the handlers of signals in the main thread, between two steps of its own:
+not while XLA compiles, and not before a chunk has ended. So the interpreter also writes
+each signal's number to a pipe, and a thread reads it there.
+
+Nothing is imported here that takes time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_CLEAN_LINE = "\r\x1b[K\x1b[?25h"  # of a terminal: the line empty, the cursor shown
+
+
+class Stop:
+    """Whether a command was asked to stop.
+
+    While there is nothing to save, the first signal ends the process. Within `deferred`
+    it is noted in `requested` instead; then a second Ctrl-C ends the process.
+
+    Attributes:
+        requested: whether to stop as soon as the state is saved.
+        farewell: what is said where there was nothing to save.
+    """
+
+    def __init__(self, idle_exit: int | None = None):
+        """Nothing asked yet.
+
+        Args:
+            idle_exit: the exit code where there was nothing to save; by default that
+                of a process that the signal killed.
+        """
+        self.requested = False
+        self.farewell = "stopped"
+        self._idle_exit = idle_exit
+        self._say: Callable[[str], None] | None = None  # within `deferred`
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def deferred(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Notes signals, and answers through `say`, until it is left."""
+        with self._lock:
+            before, self._say = self._say, say
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._say = before
+
+    def take(self, number: int) -> None:
+        """Answers a signal; any thread may call it."""
+        with self._lock:
+            if self._say is None:
+                _leave(self.farewell, _code(number, self._idle_exit))
+            elif not self.requested:
+                self.requested = True
+                self._say(
+                    "stopping: this chunk is finished and the state saved; Ctrl-C "
+                    "again ends at once, with the last checkpoint"
+                )
+            elif number == signal.SIGINT:  # Slurm sends SIGTERM more than once
+                _leave("stopped at once", _code(number))
+
+
+def listen(idle_exit: int | None = None) -> Stop:
+    """A `Stop` that takes this process's signals; the main thread's to call.
+
+    A signal that the process was started to ignore (as nohup does) stays ignored.
+    """
+    stop = Stop(idle_exit)
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(stop, reader), daemon=True).start()
+    for number in _STOPPING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+    return stop
+
+
+def _watch(stop: Stop, reader: int) -> None:
+    while True:
+        for number in os.read(reader, 64):
+            if number in _STOPPING:
+                stop.take(number)
+
+
+def _code(number: int, instead: int | None = None) -> int:
+    return 128 + number if instead is None else instead
+
+
+def _leave(text: str, code: int) -> None:
+    """Ends the process, whatever its other threads are in the middle of."""
+    with contextlib.suppress(OSError, ValueError):
+        start = _CLEAN_LINE if os.isatty(2) else ""
+        os.write(2, f"{start}{text}\n".encode())
+    os._exit(code)

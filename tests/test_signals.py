@@ -1,0 +1,147 @@
+"""Signals and output of a command, apart from all that takes seconds to import."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from iqmjx.run import terminal
+
+BUSY = "import zlib; zlib.compress(bytes(2**28))"  # seconds without a step of Python
+
+
+def start(script, before=":", **kwargs):
+    """A process that has said `ready`; `before` is done in its shell."""
+    script = f"from iqmjx.run import signals, terminal\n{script}"
+    process = subprocess.Popen(
+        ["bash", "-c", f'{before}; exec "$@"', "bash", sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        bufsize=1,
+        **kwargs,
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def finish(process):
+    with process:  # closes its pipes
+        output = process.stdout.read()
+    return process.returncode, output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("idle_exit", [None, 0])
+def test_with_nothing_to_save_a_signal_ends_the_process_at_once(number, idle_exit):
+    process = start(
+        f"stop = signals.listen({idle_exit}); stop.farewell = 'farewell'\n"
+        f"print('ready', flush=True); {BUSY}; print('too late')"
+    )
+    process.send_signal(number)
+    code = 128 + number if idle_exit is None else idle_exit
+    assert finish(process) == (code, "farewell\n")
+
+
+DEFERRING = """
+stop = signals.listen()
+with stop.deferred(lambda text: print(text, flush=True)):
+    print("ready", flush=True)
+    while not stop.requested:
+        pass
+    {then}
+    print("saved", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_where_there_is_something_to_save_a_signal_is_noted_and_said(number):
+    process = start(DEFERRING.format(then="pass"))
+    process.send_signal(number)
+    code, output = finish(process)
+    assert code == 0
+    first, second = output.splitlines()
+    assert "the state saved" in first and second == "saved"
+
+
+def test_a_signal_is_answered_while_the_main_thread_computes():
+    script = f"{BUSY}; {BUSY}; {BUSY}"
+    process = start(
+        "stop = signals.listen()\n"
+        "with stop.deferred(lambda text: print(text, flush=True)):\n"
+        f"    print('ready', flush=True); {script}; print('computed', flush=True)"
+    )
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert "stopping" in process.stdout.readline()
+    answered = time.monotonic() - begin
+    assert process.stdout.readline() == "computed\n"
+    assert answered < 0.5 * (time.monotonic() - begin)
+    assert finish(process) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("second", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)]
+)
+def test_a_second_ctrl_c_ends_at_once_and_a_second_sigterm_does_not(second, code):
+    process = start(DEFERRING.format(then=BUSY))
+    process.send_signal(signal.SIGTERM)
+    assert "stopping" in process.stdout.readline()
+    process.send_signal(second)
+    found, output = finish(process)
+    assert found == code
+    assert ("saved" in output) == (code == 0)
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored():
+    process = start(
+        "signals.listen(); print('ready', flush=True)\n"
+        "import sys; sys.stdin.read(); print('here')",
+        before="trap '' HUP",
+        stdin=subprocess.PIPE,
+    )
+    process.send_signal(signal.SIGHUP)
+    process.stdin.close()
+    assert finish(process) == (0, "here\n")
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_output_that_nobody_reads_is_dropped(stream, tmp_path):
+    done = tmp_path / "done"
+    process = start(
+        "import sys, pathlib\n"
+        "terminal.keep_going(); print('ready'); sys.stdin.read()\n"
+        f"for _ in range(10000): print('x' * 99, file=sys.{stream})\n"
+        f"pathlib.Path({str(done)!r}).touch()",
+        stdin=subprocess.PIPE,
+    )
+    process.stdout.close()
+    process.stdin.close()
+    assert process.wait(60) == 0 and done.exists()
+
+
+def test_output_to_a_full_disk_is_dropped():
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-c"]
+            + ["from iqmjx.run import terminal\nterminal.keep_going(); print('x')"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_output_arrives_whole_and_in_order():
+    code = "terminal.keep_going(); print('ready'); print('\\u00e9', flush=True)\n"
+    code += "import sys; print('two', file=sys.stderr); print('three', end='')"
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    assert finish(start(code, env=environment)) == (0, "\u00e9\ntwo\nthree")
+
+
+def test_text_from_files_is_made_harmless():
+    assert terminal.plain("a\x1b[2Jb\nc\u00e9\u202e") == "a\\x1b[2Jb\\nc\u00e9\\u202e"
+    assert terminal.plain(3) == "3"
