@@ -9,8 +9,9 @@ seeds and shards.
 from __future__ import annotations
 
 import contextlib
-import gc
-from collections.abc import Iterator, Mapping
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
 from iqmjx import loop, parallel
 from iqmjx.run import memory, steps
@@ -126,10 +128,8 @@ def _restore_step(
     _refuse_differences(saved, to_read)
     if not checked:
         raise ValueError("its checksums are missing")
-    raw, told = _read(reader, path, to_read), []
-    if as_saved:
-        raw = jax.tree.map(_owned, raw)
-    else:
+    raw, told = _read(path, to_read), []
+    if not as_saved:
         raw = layout.place(loop.SPECS, loop.regrouped(raw, layout.num_shards))
         told = [
             f"worlds and replay, saved in {shards} shards, are divided anew into "
@@ -249,15 +249,6 @@ def _typed(leaf: Any, like: Any) -> Any:
     return jax.jit(jax.random.wrap_key_data)(leaf) if _is_key(like) else leaf
 
 
-def _owned(leaf: Any) -> Any:
-    """Copies a restored array into memory that XLA owns.
-
-    What Orbax returns may be a NumPy array's memory, and donating that to a program
-    makes a second copy of all of it.
-    """
-    return jax.jit(jnp.copy)(leaf).block_until_ready()
-
-
 def _handlers(parts: dict[str, Any]) -> dict[str, ocp.PyTreeCheckpointHandler]:
     """Handlers that write the arrays of a state one by one, each to a folder.
 
@@ -273,31 +264,56 @@ def _handlers(parts: dict[str, Any]) -> dict[str, ocp.PyTreeCheckpointHandler]:
     }
 
 
-def _read(
-    reader: ocp.Checkpointer,
-    path: Path,
-    wanted: loop.TrainState,
-) -> Any:
+def _read(path: Path, wanted: loop.TrainState) -> Any:
     """The state of one step, keys as numbers.
 
     It is placed by the shardings of the shapes `wanted`; NumPy's where there is none.
     """
     parts = _parts(wanted)
-    items = {
-        part: ocp.args.PyTreeRestore(shapes, jax.tree.map(_restore_args, shapes))
+    arrays = {
+        part: {
+            name: _read_array(path / part / name, like) for name, like in shapes.items()
+        }
         for part, shapes in parts.items()
     }
-    restored = reader.restore(path, ocp.args.Composite(**items))
-    arrays = {part: dict(restored[part]) for part in parts}
-    del restored
-    gc.collect()  # as in Steps.save
     found = {
         part: fill(fields, arrays[part]) for part, fields in _items(wanted).items()
     }
     return loop.TrainState(**found["learner"], **found["replay"], **found["worlds"])
 
 
-def _restore_args(like: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+def _read_array(folder: Path, like: jax.ShapeDtypeStruct) -> Any:
+    """One array as Orbax stored it, read straight into the memory that it will have.
+
+    Orbax reads all of an array, and then places it: for a moment there are two. And
+    what it returns may be NumPy's memory, of which XLA makes a copy when it is donated.
+    """
+    place = {"driver": "file", "path": str(folder)}
+    stored = tensorstore.open({"driver": "zarr", "kvstore": place}).result()
     if like.sharding is None:
-        return ocp.RestoreArgs(restore_type=np.ndarray)
-    return ocp.ArrayRestoreArgs(sharding=like.sharding, global_shape=like.shape)
+        return stored.read().result()
+    pieces = []
+    indices = like.sharding.addressable_devices_indices_map(like.shape)
+    for device, index in indices.items():
+        view = stored[index].translate_to[0]
+        piece = jnp.zeros(view.shape, like.dtype, device=device)
+        size: Any = stored.chunk_layout.read_chunk.shape or view.shape  # a number's: ()
+        for start, chunk in _chunks(view, size):
+            piece = _write(piece, chunk, start)
+        pieces.append(piece)
+    return jax.make_array_from_single_device_arrays(like.shape, like.sharding, pieces)
+
+
+def _chunks(view: Any, size: tuple[int, ...]) -> Iterator[tuple[Any, np.ndarray]]:
+    """Where each part of a stored array begins, and what it holds, one at a time."""
+    starts = [range(0, n, step) for n, step in zip(view.shape, size, strict=True)]
+    for start in itertools.product(*starts):
+        end = np.minimum(np.add(start, size), view.shape)
+        index = tuple(slice(a, b) for a, b in zip(start, end, strict=True))
+        yield np.array(start, np.int32), view[index].read().result()
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write(array: jax.Array, part: jax.Array, start: Sequence[jax.Array]) -> jax.Array:
+    """Writes a part of an array in place."""
+    return jax.lax.dynamic_update_slice(array, part, start)
