@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import tensorboardX
 
-from iqmjx import loop, registry
+from iqmjx import loop, registry, strict_json
 from iqmjx.config import Config
 
 FILE = "metrics.jsonl"
@@ -90,10 +90,9 @@ class MetricsLog:
 
     def write(self, env_steps: int, row: dict[str, float]) -> None:
         """Writes one row; numbers that are not finite become null."""
-        clean = {k: v if math.isfinite(v) else None for k, v in row.items()}
-        self._file.write(json.dumps({"env_steps": env_steps, **clean}) + "\n")
+        self._file.write(strict_json.dumps({"env_steps": env_steps, **row}) + "\n")
         self._file.flush()
-        finite = {name: v for name, v in clean.items() if v is not None}
+        finite = {name: value for name, value in row.items() if math.isfinite(value)}
         for logger in self._loggers:
             logger.write(env_steps, finite)
 
