@@ -11,6 +11,7 @@ sizes of observations and actions. Orbax writes both.
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,11 @@ class PolicyStore:
             self._newest.save(env_steps, args=self._args(env_steps, actor))
 
     def save_if_best(self, env_steps: int, actor: Actor, score: float) -> None:
-        """Writes a policy; of all written so, the one that scored best is kept."""
-        if env_steps not in self._best.all_steps():
+        """Writes a policy; of all written so, the one that scored best is kept.
+
+        A score that is not finite is none: that policy is not written.
+        """
+        if math.isfinite(score) and env_steps not in self._best.all_steps():
             args = self._args(env_steps, actor)
             self._best.save(env_steps, args=args, metrics={_SCORE: score})
 
