@@ -21,7 +21,7 @@ from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from iqmjx.envs import physics
-from iqmjx.envs.physics import PhysicsState
+from iqmjx.envs.physics import FAULT_STATE, PhysicsState
 
 
 @struct.dataclass
@@ -36,8 +36,10 @@ class State:
 
     - `truncation`, float32: 1 where the task ended the episode by a limit of its own.
       `done` is 1 there too, and the episode counts as cut off, not as terminated.
-    - `overflow`, int32: not 0 where contacts or constraints of this step were dropped
-      for want of room.
+    - `faults`, int32: what went wrong in this step, bits of `iqmjx.envs.physics`.
+      `FAULT_CONTACTS` and `FAULT_CONSTRAINTS`, 2 and 1: some were dropped for want of
+      room, which is counted. `FAULT_STATE`, 4: the world left the numbers; nothing is
+      learned from the step, and the world is reset.
     """
 
     pipeline_state: Any  # the task's own: a PhysicsState in tasks that are an Env
@@ -124,6 +126,10 @@ class Env(abc.ABC):
     episode_length: int = 1000  # control steps, Gymnasium's time limit
     contacts_per_world: int = 16
     constraints_per_world: int = 64
+    # A state beyond these is none (`FAULT_STATE`): ten times what the task reaches, or
+    # more, as launch/largest_speeds.py measures it.
+    largest_speed: float = 1e4  # |qvel|, m/s or rad/s
+    largest_position: float = 1e5  # |qpos|, m or rad
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -202,7 +208,7 @@ class Env(abc.ABC):
                 f"{self.name}: model_fields names {sorted(named)}, and initial() draws "
                 f"{sorted(drawn)}"
             )
-        world = self.physics.init(*start)
+        world = self._bounded(self.physics.init(*start))
         zero = jnp.zeros(())
         _, _, metrics = jax.eval_shape(
             self.judge, world, world, jnp.zeros(self.action_size)
@@ -213,14 +219,18 @@ class Env(abc.ABC):
             reward=zero,
             done=zero,
             metrics=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), metrics),
-            info={"overflow": world.overflow},
+            info={"faults": world.faults},
         )
 
     def step(self, state: State, control: Float[Array, " A"]) -> State:
         """Takes one control step; `control` in [-1, 1] spans the actuators' range."""
         ctrl = self.ctrl(control)
-        world = self.physics.step(state.pipeline_state, ctrl)
-        reward, terminated, metrics = self.judge(state.pipeline_state, world, ctrl)
+        before = state.pipeline_state
+        world = self._bounded(self.physics.step(before, ctrl))
+        # What has left the numbers stays there; a start may have.
+        faults = world.faults | (before.faults & FAULT_STATE)
+        world = dataclasses.replace(world, faults=faults)
+        reward, terminated, metrics = self.judge(before, world, ctrl)
         # Never weakly typed: one compilation serves the first step and the others.
         reward, done, metrics = jax.tree.map(
             lambda leaf: jnp.asarray(leaf, jnp.float32), (reward, terminated, metrics)
@@ -232,8 +242,15 @@ class Env(abc.ABC):
             reward=reward,
             done=done,
             metrics={**state.metrics, **metrics},
-            info={**state.info, "overflow": world.overflow},
+            info={**state.info, "faults": world.faults},
         )
+
+    def _bounded(self, world: PhysicsState) -> PhysicsState:
+        """A world with `FAULT_STATE` where it is beyond the task's bounds, or NaN."""
+        sane = (jnp.abs(world.qvel) <= self.largest_speed).all()
+        sane &= (jnp.abs(world.qpos) <= self.largest_position).all()
+        faults = world.faults | jnp.where(sane, 0, FAULT_STATE)
+        return dataclasses.replace(world, faults=faults.astype(jnp.int32))
 
     def ctrl(self, control: Float[Array, "*B A"]) -> Float[Array, "*B nu"]:
         """MuJoCo's `ctrl`, in the actuators' units, for a control in [-1, 1]."""

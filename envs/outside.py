@@ -10,6 +10,7 @@ Playground's tasks have it, and is worn by `Outside`:
 - a state with `obs`, `reward`, `done`, `metrics` and `info`. What else is in it is the
   task's own. Of a dict of observations, `state` is what the agent sees.
 
+Of `info`, `truncation` and `faults` have a meaning to a run (`iqmjx.envs.base.State`).
 What the package or the class says of a time limit (`episode_length`, control steps) and
 of termination (`terminates`) is taken over; else they are 1000 and True.
 """
@@ -32,7 +33,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from iqmjx import registry
 from iqmjx.envs.base import Env, State
-from iqmjx.envs.physics import quiet_compilation
+from iqmjx.envs.physics import (
+    FAULT_CONSTRAINTS,
+    FAULT_CONTACTS,
+    quiet_compilation,
+)
 
 EPISODE_LENGTH = 1000
 """Control steps, where a task does not say."""
@@ -200,8 +205,14 @@ class Outside:
         told = {}
         if "truncation" in info:
             told["truncation"] = self._number("truncation", info["truncation"])
+        faults = []
+        if "faults" in info:
+            faults.append(self._number("faults", info["faults"]).astype(jnp.int32))
         if self._overflow is not None:
-            told["overflow"] = leaves[self._overflow] & _DROPPED
+            dropped = leaves[self._overflow] & _DROPPED != 0
+            faults.append(jnp.where(dropped, FAULT_CONTACTS | FAULT_CONSTRAINTS, 0))
+        if faults:
+            told["faults"] = functools.reduce(jnp.bitwise_or, faults).astype(jnp.int32)
         return told
 
 

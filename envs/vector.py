@@ -4,6 +4,8 @@ A finished episode is replaced, in the same step, by a start state from a bank o
 random resets; the observation that the step really reached is returned beside it. A
 time limit is a truncation: it ends the episode, never the bootstrap. So is an end that
 the task itself calls one, in `info["truncation"]`.
+
+A world that leaves the numbers ends its episode too, and its step teaches nothing.
 """
 
 from __future__ import annotations
@@ -16,9 +18,17 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from iqmjx.envs.base import State, Task
+from iqmjx.envs.physics import (
+    FAULT_CONSTRAINTS,
+    FAULT_CONTACTS,
+    FAULT_STATE,
+    PhysicsState,
+)
 
 _LEAST_STARTS = 256
 """Start states in a bank of few worlds, which reset many times while it lasts."""
+LARGEST_CONTROL = 10.0
+"""Ten times the range of a control: one beyond it, or NaN, is none."""
 
 
 @struct.dataclass
@@ -38,6 +48,17 @@ class VectorState:
 
 
 @struct.dataclass
+class Offender:
+    """A world whose step left the numbers, as it was before (`iqmjx.run.offenders`)."""
+
+    found: Bool[Array, ""]  # whether there is one; if not, this is some other world
+    qpos: Float[Array, " nq"]
+    qvel: Float[Array, " nv"]
+    model_fields: dict[str, Float[Array, ...]]  # its own, by MjModel name
+    control: Float[Array, " A"]  # which it was given
+
+
+@struct.dataclass
 class Outcome:
     """What one step of N worlds brought, before any reset."""
 
@@ -45,9 +66,10 @@ class Outcome:
     terminated: Bool[Array, " N"]
     truncated: Bool[Array, " N"]
     next_obs: Float[Array, "N O"]  # the true last observation where the episode ended
-    diverged: Bool[Array, " N"]  # the simulation left the finite numbers
-    overflow: Int[Array, " N"]  # OVERFLOW_* bits of this step
-    counted: Bool[Array, " N"]  # an episode ended here and its return counts
+    diverged: Bool[Array, " N"]  # the world left the numbers (see `has_diverged`)
+    offender: Offender | None  # the first that did; None where a task is no `Env`
+    overflowed: Bool[Array, " N"]  # contacts or constraints were dropped
+    counted: Bool[Array, " N"]  # an episode ended here, in numbers; its return counts
     episode_return: Float[Array, " N"]
     length: Int[Array, " N"]
     metrics: dict[str, Float[Array, " N"]]  # the task's own
@@ -103,12 +125,12 @@ def step(
 ) -> tuple[VectorState, Outcome]:
     """Steps N worlds, resetting those whose episode ended; `key` is consumed.
 
-    A world that leaves the finite numbers is reset as well. Its outcome keeps the
-    observation that it had, without reward, so that no NaN is stored, and says
-    `diverged`, so that nothing is learned from it.
+    A world that leaves the numbers is reset as well. Its outcome keeps the observation
+    that it had, without reward, so that no NaN is stored, and says `diverged`, so that
+    nothing is learned from it.
     """
     stepped: State = jax.vmap(env.step)(state.worlds, control)
-    diverged = ~(jnp.isfinite(stepped.obs).all(-1) & jnp.isfinite(stepped.reward))
+    diverged = has_diverged(stepped, control)
     done = stepped.done > 0
     told = stepped.info.get("truncation", jnp.zeros_like(stepped.done)) > 0
     steps = state.steps + 1
@@ -116,19 +138,19 @@ def step(
     truncated = ((steps >= episode_length) | (done & told)) & ~terminated
     ended = terminated | truncated
     reward = jnp.where(diverged, 0.0, stepped.reward)
-    no_overflow = jnp.zeros(ended.shape, jnp.int32)
     outcome = Outcome(
         reward=reward,
         terminated=terminated,
         truncated=truncated,
-        next_obs=_where(diverged, state.obs, stepped.obs),
+        next_obs=where(diverged, state.obs, stepped.obs),
         diverged=diverged,
-        overflow=stepped.info.get("overflow", no_overflow),
-        counted=ended & state.whole,
+        offender=_offender(diverged, state.worlds, control),
+        overflowed=_faults(stepped) & (FAULT_CONSTRAINTS | FAULT_CONTACTS) != 0,
+        counted=ended & state.whole & ~diverged,
         episode_return=state.episode_return + reward,
         length=state.length + 1,
         metrics={
-            name: _where(diverged, jnp.zeros_like(value), value)
+            name: where(diverged, jnp.zeros_like(value), value)
             for name, value in stepped.metrics.items()
         },
     )
@@ -137,7 +159,7 @@ def step(
     drawn = jax.random.randint(key, ended.shape, 0, bank.obs.shape[0])
     fresh = jax.tree.map(lambda leaf: leaf[drawn], bank)
     next_state = VectorState(
-        worlds=_where(ended, fresh, stepped),
+        worlds=where(ended, fresh, stepped),
         steps=jnp.where(ended, 0, steps),
         length=jnp.where(ended, 0, outcome.length),
         episode_return=jnp.where(ended, 0.0, outcome.episode_return),
@@ -146,7 +168,38 @@ def step(
     return next_state, outcome
 
 
-def _where(condition: Bool[Array, " N"], if_true: Any, if_false: Any) -> Any:
+def has_diverged(stepped: State, control: Float[Array, "N A"]) -> Bool[Array, " N"]:
+    """Which of N worlds left the numbers in a step under these controls.
+
+    Their observation or reward is not finite, the task or the engine under it says so
+    (`FAULT_STATE`), or the control was none.
+    """
+    return ~(
+        jnp.isfinite(stepped.obs).all(-1)
+        & jnp.isfinite(stepped.reward)
+        & (_faults(stepped) & FAULT_STATE == 0)
+        & (jnp.abs(control) <= LARGEST_CONTROL).all(-1)
+    )
+
+
+def _faults(stepped: State) -> Int[Array, " N"]:
+    """FAULT_* bits of a step; 0 where the task does not say."""
+    return stepped.info.get("faults", jnp.zeros(stepped.reward.shape, jnp.int32))
+
+
+def _offender(
+    diverged: Bool[Array, " N"], before: State, control: Float[Array, "N A"]
+) -> Offender | None:
+    """The first of N worlds that left the numbers, as it was before."""
+    world = before.pipeline_state
+    if not isinstance(world, PhysicsState):
+        return None
+    all_worlds = world.qpos, world.qvel, world.model_fields, control
+    first = jnp.argmax(diverged)
+    return Offender(diverged.any(), *jax.tree.map(lambda leaf: leaf[first], all_worlds))
+
+
+def where(condition: Bool[Array, " N"], if_true: Any, if_false: Any) -> Any:
     """`jnp.where` by world (the leading axis) over whole trees."""
 
     def select(a, b):

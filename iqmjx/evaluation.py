@@ -1,13 +1,17 @@
 """Evaluation: whole episodes on separate worlds, on the device.
 
 It reads an actor, and takes its keys from a stream of its own, so that evaluating more
-or less often changes nothing in training.
+or less often changes nothing in training. An episode whose world leaves the numbers
+ends there, and is counted instead of scored.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from iqmjx import acting, envs
 from iqmjx.acting import Actor
+from iqmjx.envs import vector
 from iqmjx.parallel import BY_SEED, BY_SHARD, Layout
 from iqmjx.policies.base import Policy
 
@@ -31,6 +36,7 @@ class Episodes:
 
     returns: Float[Array | np.ndarray, " M"]
     lengths: Int[Array | np.ndarray, " M"]  # control steps
+    valid: Bool[Array | np.ndarray, " M"]  # False: it ended by leaving the numbers
     succeeded: (
         Bool[Array | np.ndarray, " M"] | None
     )  # at any step; None where tasks do not say
@@ -67,30 +73,36 @@ def play(
         return (step < game.episode_length) & alive.any()
 
     def advance(carry):
-        step, worlds, alive, returns, lengths, succeeded = carry
+        step, worlds, alive, so_far = carry
         noise = jax.vmap(jax.random.fold_in, (0, None))(act_keys, step)
         sampled = jax.vmap(act, (None, 0, 0))(actor, worlds.obs, noise)
         best = acting.act_greedily(game.policy, actor, worlds.obs)
         mask = greedy.reshape(-1, *[1] * (best.ndim - 1))
         control = game.policy.control(jnp.where(mask, best, sampled))
         worlds = jax.vmap(game.env.step)(worlds, control)
-        returns = returns + jnp.where(alive, worlds.reward, 0.0)
-        lengths = lengths + alive
+        diverged = vector.has_diverged(worlds, control)
+        counts = alive & ~diverged
+        succeeded = so_far.succeeded
         if succeeded is not None:
-            succeeded |= alive & (worlds.metrics["success"] > 0)
-        alive &= worlds.done == 0
-        return step + 1, worlds, alive, returns, lengths, succeeded
+            succeeded |= counts & (worlds.metrics["success"] > 0)
+        so_far = Episodes(
+            returns=so_far.returns + jnp.where(counts, worlds.reward, 0.0),
+            lengths=so_far.lengths + alive,
+            valid=so_far.valid & ~(alive & diverged),
+            succeeded=succeeded,
+        )
+        alive = counts & (worlds.done == 0)
+        return step + 1, worlds, alive, so_far
 
-    start = (
-        jnp.zeros((), jnp.int32),
-        worlds,
-        jnp.ones(num_worlds, bool),
-        jnp.zeros(num_worlds),
-        jnp.zeros(num_worlds, jnp.int32),
-        jnp.zeros(num_worlds, bool) if "success" in worlds.metrics else None,
+    all_worlds = jnp.ones(num_worlds, bool)
+    nothing = Episodes(
+        returns=jnp.zeros(num_worlds),
+        lengths=jnp.zeros(num_worlds, jnp.int32),
+        valid=all_worlds,
+        succeeded=~all_worlds if "success" in worlds.metrics else None,
     )
-    *_, returns, lengths, succeeded = jax.lax.while_loop(unfinished, advance, start)
-    return Episodes(returns, lengths, succeeded)
+    start = (jnp.zeros((), jnp.int32), worlds, all_worlds, nothing)
+    return jax.lax.while_loop(unfinished, advance, start)[-1]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -146,15 +158,25 @@ def both_modes(num_episodes: int) -> np.ndarray:
 
 
 def summarize(episodes: Episodes, greedy: np.ndarray) -> dict[str, float]:
-    """Log entries: the greedy episodes' under eval/, the sampled ones' apart."""
+    """Log entries: the greedy episodes' under eval/, the sampled ones' apart.
+
+    Of valid episodes; NaN where none is left.
+    """
     returns, lengths = np.asarray(episodes.returns), np.asarray(episodes.lengths)
-    rows: dict[str, float] = {}
-    for name, chosen in (("episode", greedy), ("sampled_episode", ~greedy)):
-        rows[f"eval/{name}_reward"] = float(returns[chosen].mean())
-        rows[f"eval/{name}_reward_std"] = float(returns[chosen].std())
-        rows[f"eval/avg_{name}_length"] = float(lengths[chosen].mean())
+    valid = np.asarray(episodes.valid)
+    greedy, sampled = greedy & valid, ~greedy & valid
+    rows = {"eval/diverged": float((~valid).sum())}
+    for name, chosen in (("episode", greedy), ("sampled_episode", sampled)):
+        rows[f"eval/{name}_reward"] = over(np.mean, returns[chosen])
+        rows[f"eval/{name}_reward_std"] = over(np.std, returns[chosen])
+        rows[f"eval/avg_{name}_length"] = over(np.mean, lengths[chosen])
     if episodes.succeeded is not None:
         succeeded = np.asarray(episodes.succeeded)
-        rows["eval/success"] = float(succeeded[greedy].mean())
-        rows["eval/sampled_success"] = float(succeeded[~greedy].mean())
+        rows["eval/success"] = over(np.mean, succeeded[greedy])
+        rows["eval/sampled_success"] = over(np.mean, succeeded[sampled])
     return rows
+
+
+def over(statistic: Callable[[np.ndarray], Any], values: np.ndarray) -> float:
+    """A statistic of some values; NaN where there are none."""
+    return float(statistic(values)) if values.size else math.nan

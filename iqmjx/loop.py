@@ -83,8 +83,18 @@ class StepMetrics:
     length_sum: Float[Array, ""]  # of their lengths, control steps; int32 would wrap
     at_bounds: Float[Array, ""]  # share of control entries at -1 or 1
     overflow: Int[Array, ""]  # worlds whose contacts or constraints overflowed
-    diverged: Int[Array, ""]  # worlds reset for leaving the finite numbers
+    diverged: Int[Array, ""]  # worlds reset for leaving the numbers
     task: dict[str, Float[Array, ""]]  # the task's metrics, means over the worlds
+    offender: vector.Offender | None  # [G] of each shard, the first that did
+
+
+def _step_specs() -> StepMetrics:
+    specs: Any = {field.name: BY_SEED for field in dataclasses.fields(StepMetrics)}
+    return StepMetrics(**specs | {"offender": BY_SHARD})
+
+
+STEP_SPECS = _step_specs()
+"""Which leading axes the parts of a StepMetrics have."""
 
 
 def make_setup(
@@ -181,7 +191,7 @@ def warm_up(setup: Setup, state: TrainState) -> tuple[TrainState, StepMetrics]:
         )
         return state, _summary(setup, steps)
 
-    return setup.layout.on_devices(on_device, (SPECS,), (SPECS, BY_SEED))(state)
+    return setup.layout.on_devices(on_device, (SPECS,), (SPECS, STEP_SPECS))(state)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -208,7 +218,7 @@ def train_chunk(
         means = jax.tree.map(lambda leaf: leaf.mean(0), learning)
         return state, (_summary(setup, steps), means)
 
-    specs = SPECS, (BY_SEED, BY_SEED)
+    specs = SPECS, (STEP_SPECS, BY_SEED)
     return setup.layout.on_devices(on_device, (SPECS,), specs)(state)
 
 
@@ -444,9 +454,11 @@ def _example(setup: Setup, leading: tuple[int, ...]) -> Transition:
 def _transition(
     obs: Float[Array, "N O"], action: Array, outcome: vector.Outcome
 ) -> Transition:
+    # Weight 0 leaves out no NaN, which the action of a control that was none may be.
+    finite = jnp.where(jnp.isfinite(action), action, jnp.zeros_like(action))
     return Transition(
         obs=obs,
-        action=action,
+        action=vector.where(outcome.diverged, finite, action),
         reward=outcome.reward,
         discount=jnp.where(outcome.terminated, 0.0, 1.0),
         weight=jnp.where(outcome.diverged, 0.0, 1.0),
@@ -462,21 +474,31 @@ def _step_metrics(control: Float[Array, "N A"], outcome: vector.Outcome) -> Step
         return_sum=jnp.where(counted, outcome.episode_return, 0.0).sum(),
         length_sum=jnp.where(counted, outcome.length, 0.0).sum(),
         at_bounds=(jnp.abs(control) >= 1).mean(),
-        overflow=(outcome.overflow != 0).sum(),
+        overflow=outcome.overflowed.sum(),
         diverged=outcome.diverged.sum(),
         task=jax.tree.map(jnp.mean, outcome.metrics),
+        offender=outcome.offender,
     )
 
 
 def _summary(setup: Setup, steps: StepMetrics) -> StepMetrics:
-    """Metrics [T, S, G] over all steps and shards: means of means, sums of counts."""
+    """Metrics [T, S, G] over all steps and shards: means of means, sums of counts.
+
+    Of the offenders, each shard's first.
+    """
 
     def reduce(of_shard):
-        sums = setup.shards.sum(jax.tree.map(jnp.sum, of_shard))
-        means = setup.shards.mean(jax.tree.map(jnp.mean, of_shard))
+        numbers = dataclasses.replace(of_shard, offender=None)
+        sums = setup.shards.sum(jax.tree.map(jnp.sum, numbers))
+        means = setup.shards.mean(jax.tree.map(jnp.mean, numbers))
+        first = jnp.argmax(of_shard.diverged > 0)
         return dataclasses.replace(
-            sums, reward=means.reward, at_bounds=means.at_bounds, task=means.task
+            sums,
+            reward=means.reward,
+            at_bounds=means.at_bounds,
+            task=means.task,
+            offender=jax.tree.map(lambda leaf: leaf[first], of_shard.offender),
         )
 
     by_seed = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), steps)
-    return setup.layout.over_all(reduce, (BY_SHARD,), BY_SEED)(by_seed)
+    return setup.layout.over_all(reduce, (BY_SHARD,), STEP_SPECS)(by_seed)

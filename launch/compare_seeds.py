@@ -11,7 +11,6 @@ one JSON object.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from iqmjx import loop, presets
+from iqmjx import loop, presets, strict_json
 from iqmjx.commands import cli
 from iqmjx.config import Config
 from iqmjx.run import throughput
@@ -55,7 +54,7 @@ def main() -> None:
             if name != "seeds"
         },
     }
-    print(json.dumps(report))
+    print(strict_json.dumps(report))
 
 
 def _solo(given: dict[str, Any], seeds: Config) -> dict[str, Config]:

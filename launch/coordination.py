@@ -17,7 +17,6 @@ The last two are computed by quadrature, and training must arrive there.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from iqmjx import agents, presets
+from iqmjx import agents, presets, strict_json
 from iqmjx.commands import cli
 from iqmjx.replay import Transition
 
@@ -179,8 +178,8 @@ def main() -> None:
                 "soft value of the optimum": optimum.soft_value,
             }
         )
-        print(json.dumps(rows[-1]))
-    out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+        print(strict_json.dumps(rows[-1]))
+    out.with_suffix(".json").write_text(strict_json.dumps(rows, indent=1) + "\n")
     draw(policies, out.with_suffix(".png"))
     print(f"{out.with_suffix('.json')}, {out.with_suffix('.png')}")
 

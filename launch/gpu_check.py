@@ -35,6 +35,7 @@ from gpu_stages import STAGES
 from gpu_stages.scales import SCALES, Check
 from gpu_stages.summary import summarize
 
+from iqmjx import strict_json
 from iqmjx.commands import cli
 from iqmjx.config import task_name
 
@@ -80,7 +81,7 @@ def _measure(name: str, check: Check) -> None:
     def write(result: dict[str, Any], whole: bool) -> None:
         seconds = time.perf_counter() - start
         about = {"stage_seconds": seconds, "scale": _SCALE.value, "whole": whole}
-        path.write_text(json.dumps(result | about, indent=1) + "\n")
+        path.write_text(strict_json.dumps(result | about, indent=1) + "\n")
         (check.out / "summary.md").write_text(summarize(check.out, STAGES))
         print(f"{path}: {seconds:.0f} s", flush=True)
 

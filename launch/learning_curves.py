@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from iqmjx import envs
+from iqmjx import envs, evaluation, strict_json
 from iqmjx.commands import cli
 from iqmjx.run import gymnasium_play, metrics, run_folder
 from iqmjx.settings import LARGEST_INT
@@ -136,7 +136,7 @@ def _curve(out: Path, task: str, algo: str, seed: int) -> str:
         rows = _random(task, seed)
     else:
         rows = _run(task, algo, seed, Path(_RUNS.value) / name)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(strict_json.dumps(row) + "\n" for row in rows))
     return f"{path}: {rows[-1]['score']:.1f}"
 
 
@@ -183,13 +183,17 @@ def _run(task: str, algo: str, seed: int, folder: Path) -> list[dict]:
         "versions": json.loads((folder / "config.json").read_text())["versions"],
         "date": time.strftime("%Y-%m-%d"),
     }
-    end = _score(report["returns"], report.get("success"))
+    end = _score(np.array(report["returns"], float), report.get("success"))
     return [head, *_evaluations(rows), end]
 
 
-def _score(returns: list[float], success: float | None) -> dict:
-    """A curve's last line; `success` where the task says what that is."""
-    end = {"score": float(np.mean(returns)), "returns": returns}
+def _score(returns: np.ndarray, success: float | None) -> dict:
+    """A curve's last line; `success` where the task says what that is.
+
+    Of the episodes that stayed in the numbers: the returns of the others are NaN.
+    """
+    score = evaluation.over(np.mean, returns[np.isfinite(returns)])
+    end = {"score": score, "returns": returns.tolist()}
     return end if success is None else end | {"success": success}
 
 
@@ -249,9 +253,11 @@ def _random(task: str, seed: int) -> list[dict]:
     )
     env.close()
     head = {"task": task, "algo": "random", "name": "", "seed": seed}
-    told = episodes.succeeded
-    success = None if told is None else float(told.mean())
-    return [head, _score(episodes.returns.tolist(), success)]
+    valid, told = np.asarray(episodes.valid), episodes.succeeded
+    success = None
+    if told is not None:
+        success = evaluation.over(np.mean, np.asarray(told)[valid])
+    return [head, _score(np.where(valid, episodes.returns, np.nan), success)]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ sbx-sac, so that `python -m iqmjx.report` shows it beside iqmjx's.
 
 from __future__ import annotations
 
-import json
 import time
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import gymnasium
 from absl import app, flags
 
-from iqmjx import envs, presets
+from iqmjx import envs, presets, strict_json
 
 _ENV = flags.DEFINE_string("env", "halfcheetah", "Task.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed.")
@@ -82,7 +81,9 @@ def main(_) -> None:
     name = "-".join(filter(None, [task, "sbx-sac", _NAME.value, f"seed{seed}"]))
     path = Path(_OUT.value) / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in [head, *rows, end]))
+    path.write_text(
+        "".join(strict_json.dumps(row) + "\n" for row in [head, *rows, end])
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
-import gymnasium
 import jax
 import jax.numpy as jnp
 import mujoco
@@ -22,6 +21,7 @@ from iqmjx.envs.locomotion.half_cheetah import HalfCheetah
 from iqmjx.envs.locomotion.hopper import Hopper
 from iqmjx.envs.locomotion.humanoid import Humanoid
 from iqmjx.envs.locomotion.walker2d import Walker2d
+from iqmjx.run import gymnasium_play
 
 TASKS = {env.name: env for env in (Hopper, Walker2d, HalfCheetah, Ant, Humanoid)}
 STATES, ACTIONS = 64, 20
@@ -47,7 +47,7 @@ class Transitions(NamedTuple):
 
 def gym_env(task: str):
     """Gymnasium's own environment, without wrappers."""
-    return gymnasium.make(TASKS[task].gymnasium_id).unwrapped
+    return gymnasium_play.make(TASKS[task]).unwrapped
 
 
 def gym_place(env, qpos, qvel) -> np.ndarray:
@@ -147,5 +147,5 @@ def place(env: Env, qpos, qvel, model_fields=None) -> State:
     """One world of ours at a state in which nothing has happened yet."""
     world = env.physics.init(qpos, qvel, model_fields)
     zero = jnp.zeros(())
-    info = {"overflow": world.overflow}
+    info = {"faults": world.faults}
     return State(world, env.observe(world), zero, zero, info=info)

@@ -305,6 +305,7 @@ def test_success_at_any_step_is_reported_from_gymnasium():
         """Three steps; success at the second, in every other episode."""
 
         episode = 0
+        action_space = gymnasium.spaces.Box(-1, 1, (1,))
 
         def reset(self, *, seed=None, options=None):
             self.episode, self.steps = self.episode + 1, 0
@@ -315,6 +316,6 @@ def test_success_at_any_step_is_reported_from_gymnasium():
             success = self.steps == 2 and self.episode % 2 == 0
             return np.zeros(1), 1.0, False, self.steps == 3, {"success": success}
 
-    played = gymnasium_play.play_episodes(Told(), lambda *_: None, 4, seed=0)
+    played = gymnasium_play.play_episodes(Told(), lambda *_: np.zeros(1), 4, seed=0)
     assert played.succeeded.tolist() == [False, True, False, True]
     assert played.returns.tolist() == [3.0] * 4 and played.lengths.tolist() == [3] * 4

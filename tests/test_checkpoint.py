@@ -108,13 +108,15 @@ def test_only_the_newest_few_are_kept_and_the_best(whole):
     assert os.listdir(folder / "best") == [str(best["env_steps"])]
 
 
-def test_the_best_is_kept_when_worse_ones_follow(whole, tmp_path):
+def test_the_best_is_kept_when_worse_ones_and_no_numbers_follow(whole, tmp_path):
     _, config = whole
     setup = loop.make_setup(config)
     actors = loop.average_actors(setup, loop.init(setup))
     actor = jax.tree.map(lambda leaf: np.asarray(leaf[0]), actors)
     store = saved_policy.PolicyStore(tmp_path, config, (11, 3))
-    for env_steps, score in [(1, 1.0), (2, 3.0), (3, 2.0), (4, 2.5)]:
+    store.save_if_best(1, actor, float("nan"))
+    assert not os.listdir(tmp_path / "best")
+    for env_steps, score in enumerate([5.0, 3.0, float("nan"), 4.0, float("inf")], 2):
         store.save_if_best(env_steps, actor, score)
     store.close()
     assert os.listdir(tmp_path / "best") == ["2"]

@@ -33,7 +33,7 @@ def test_sizes_and_finite_random_play_in_one_trace(env):
         action = jax.random.uniform(key, (8, env.action_size), minval=-1, maxval=1)
         state = step(state, action)
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.obs))
-    assert not state.pipeline_state.overflow.any()
+    assert not state.pipeline_state.faults.any()
 
 
 @pytest.mark.parametrize(

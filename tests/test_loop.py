@@ -333,7 +333,7 @@ def test_evaluation_reports_success_at_any_step_of_an_episode():
     row = evaluation.summarize(episodes, modes)
     assert row["eval/success"] == (np.asarray(episodes.lengths)[modes] == 3).mean()
     assert 0 < row["eval/sampled_success"] < 1
-    plain = evaluation.Episodes(episodes.returns, episodes.lengths, None)
+    plain = dataclasses.replace(episodes, succeeded=None)
     assert "eval/success" not in evaluation.summarize(plain, modes)
 
 

@@ -38,6 +38,16 @@ def test_normalized_scores(curves):
     assert list(report.normalized(by_task, "iq-plain")) == ["ant"]
 
 
+def test_what_no_episode_was_left_for_is_nan(tmp_path):
+    write(tmp_path, "ant", "iq", 0, 400.0)
+    path = tmp_path / "ant-iq-seed0.jsonl"
+    path.write_text(path.read_text().replace('"score": 400.0', '"score": null'))
+    path.write_text(path.read_text().replace('"return": 100.0', '"return": null'))
+    [curve] = report.load(tmp_path)
+    np.testing.assert_array_equal(curve.returns, [0, np.nan, 200, 300, 400])
+    assert np.isnan(curve.score) and "| iq | nan, 4 min |" in report.table([curve])
+
+
 def test_table(curves):
     lines = report.table(report.load(curves)).splitlines()
     assert lines[0] == "| | ant | hopper | median normalized score |"

@@ -28,10 +28,10 @@ class Toy:
             qvel=jnp.zeros(1),
             fields={},
             model_fields={},
-            overflow=jnp.zeros((), jnp.int32),
+            faults=jnp.zeros((), jnp.int32),
             carry=carry,
         )
-        info = {"overflow": world.overflow}
+        info = {"faults": world.faults}
         return State(world, obs, jnp.asarray(reward), done * 1.0, info=info)
 
 

@@ -30,6 +30,7 @@ class AdroitHand(Env):
     # Random play has at most 17 contacts, 111 rows (door).
     contacts_per_world = 32
     constraints_per_world = 192
+    largest_speed = 3000.0  # 253 under controls held at their limits (door)
 
     def __init__(self, physics_engine: str = "auto", num_worlds: int = 1):
         super().__init__(physics_engine, num_worlds)

@@ -25,6 +25,7 @@ class Ant(Env):
     # Random play has at most 5 contacts, 22 rows.
     contacts_per_world = 12
     constraints_per_world = 48
+    largest_speed = 500.0  # 20 under controls at their limits
 
     def spec(self):
         return load("ant.xml")

@@ -26,6 +26,7 @@ class Humanoid(Env):
     # Random play has at most 5 contacts, 12 rows; 10 and 39 when left lying.
     contacts_per_world = 20
     constraints_per_world = 80
+    largest_speed = 1000.0  # 77 under controls held at their limits
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

@@ -24,6 +24,8 @@ import mujoco
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from iqmjx.envs.physics._log import silence
+
 ENGINES = ("native", "mjx", "warp")
 
 
@@ -39,14 +41,29 @@ class PhysicsState:
     qvel: Float[Array, "*N nv"]
     fields: dict[str, Float[Array, ...]]  # requested derived fields, by MjData name
     model_fields: dict[str, Float[Array, ...]]  # per-world overrides, by MjModel name
-    overflow: Int[Array, "*N"]  # OR of OVERFLOW_* bits of the last control step
+    faults: Int[Array, "*N"]  # OR of FAULT_* bits of the last control step
     carry: Any  # the engine's own: all else it needs to continue exactly
 
 
-OVERFLOW_CONSTRAINTS = 1
+FAULT_CONSTRAINTS = 1
 """More constraint rows than the engine had room for: some were dropped."""
-OVERFLOW_CONTACTS = 2
+FAULT_CONTACTS = 2
 """More contacts (or candidate pairs) than the engine had room for."""
+FAULT_STATE = 4
+"""The state left the numbers, and nothing of it or of the step's reward is to be used.
+
+MuJoCo C says so of positions, speeds and accelerations that are not finite or beyond
+1e10, at which it puts the world back to the model's defaults and goes on from there,
+and of controls, which it takes for 0. Tasks say so by bounds of their own
+(`iqmjx.envs.base.Env`).
+"""
+
+
+BAD_STATE = tuple(
+    int(getattr(mujoco.mjtWarning, f"mjWARN_BAD{what}"))
+    for what in ("QPOS", "QVEL", "QACC", "CTRL")
+)
+"""Numbers of MuJoCo's warnings that are a `FAULT_STATE`."""
 
 
 class Physics(Protocol):
@@ -102,17 +119,11 @@ def resolve(engine: str) -> str:
 def quiet_compilation() -> Iterator[None]:
     """Compiles models without the notice about an attribute in Gymnasium's files.
 
-    MuJoCo says it twice: through Python's warnings, and through its own log, which
-    would leave a file in the working directory.
+    MuJoCo says it twice: through Python's warnings, and through its own log.
     """
-    log = mujoco.get_mju_user_warning()
-    mujoco.set_mju_user_warning(lambda _message: None)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*settotalmass.*")
-            yield
-    finally:
-        mujoco.set_mju_user_warning(log)
+    with silence, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*settotalmass.*")
+        yield
 
 
 def make(

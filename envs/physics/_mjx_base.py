@@ -81,8 +81,8 @@ class MjxEngine(abc.ABC):
         """Makes one world's data, with room for `contacts` of all worlds together."""
 
     @abc.abstractmethod
-    def _overflow(self, data: mjx.Data) -> jax.Array:
-        """The OVERFLOW_* bits of the substep that `data` comes from."""
+    def _faults(self, data: mjx.Data) -> jax.Array:
+        """The FAULT_* bits of the substep that `data` comes from."""
 
     def _finish(self, model: mjx.Model, data: mjx.Data) -> mjx.Data:
         """Adds to a control step what the substeps leave out."""
@@ -109,9 +109,9 @@ class MjxEngine(abc.ABC):
         )
 
         start = (data, jnp.zeros((), jnp.int32))
-        data, overflow = self._substeps(model, start, self.frame_skip)
+        data, faults = self._substeps(model, start, self.frame_skip)
         data = self._finish(model, data)
-        return self._state(data, state.model_fields, overflow)
+        return self._state(data, state.model_fields, faults)
 
     def scratch_bytes(self) -> int:
         leaves = jax.tree.leaves_with_path(self._blank)
@@ -126,12 +126,12 @@ class MjxEngine(abc.ABC):
     def _substeps(
         self, model: mjx.Model, carry: tuple[mjx.Data, jax.Array], count: int
     ) -> tuple[mjx.Data, jax.Array]:
-        """Takes `count` substeps of (data, overflow bits so far)."""
+        """Takes `count` substeps of (data, FAULT_* bits so far)."""
 
         def substep(carry, _):
-            data, overflow = carry
+            data, faults = carry
             data = self._substep(model, data)
-            return (data, overflow | self._overflow(data)), None
+            return (data, faults | self._faults(data)), None
 
         return jax.lax.scan(substep, carry, length=count)[0]
 
@@ -150,7 +150,7 @@ class MjxEngine(abc.ABC):
         """One world's data, its large constant arrays made by the program itself."""
         return jax.tree.map(_constant, self._blank)
 
-    def _state(self, data: mjx.Data, model_fields: dict, overflow) -> PhysicsState:
+    def _state(self, data: mjx.Data, model_fields: dict, faults) -> PhysicsState:
         return PhysicsState(
             qpos=data.qpos,
             qvel=data.qvel,
@@ -159,7 +159,7 @@ class MjxEngine(abc.ABC):
                 for name, shape in self._shapes.items()
             },
             model_fields=model_fields,
-            overflow=overflow,
+            faults=faults,
             carry={name: getattr(data, name) for name in self._carried},
         )
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import mujoco
 from mujoco import mjx
 
-from iqmjx.envs.physics import OVERFLOW_CONTACTS, _rk4
+from iqmjx.envs.physics import FAULT_CONTACTS, _rk4
 from iqmjx.envs.physics._mjx_base import MjxEngine
 
 # Newton converges in a few iterations and stops there; this bounds the worst world, for
@@ -68,11 +68,11 @@ class Engine(MjxEngine):
             return data
         return mjx.rne_postconstraint(model, data)
 
-    def _overflow(self, data: mjx.Data) -> jax.Array:
+    def _faults(self, data: mjx.Data) -> jax.Array:
         contact, dims = data._impl.contact, self._blank._impl.contact.dim
         touching = contact.dist < contact.includemargin
         full = jnp.zeros((), bool)
         for dim in set(dims.tolist()):
             if (dims == dim).sum() == self._kept:
                 full |= touching[dims == dim].all()
-        return jnp.where(full, OVERFLOW_CONTACTS, 0).astype(jnp.int32)
+        return jnp.where(full, FAULT_CONTACTS, 0).astype(jnp.int32)

@@ -27,18 +27,23 @@ import numpy as np
 from jax.experimental.buffer_callback import buffer_callback
 
 from iqmjx.envs.physics import (
-    OVERFLOW_CONSTRAINTS,
-    OVERFLOW_CONTACTS,
+    BAD_STATE,
+    FAULT_CONSTRAINTS,
+    FAULT_CONTACTS,
+    FAULT_STATE,
     PhysicsState,
     quiet_compilation,
+    silence,
 )
 
 _STATE = int(mujoco.mjtState.mjSTATE_FULLPHYSICS | mujoco.mjtState.mjSTATE_WARMSTART)
 _STATE_AND_CTRL = _STATE | int(mujoco.mjtState.mjSTATE_CTRL)
 _BATCH_ROW = int(mujoco.mjtState.mjSTATE_INTEGRATION)
-_NUM_WARNINGS = int(mujoco.mjtWarning.mjNWARNING)
-_CONTACT_FULL = int(mujoco.mjtWarning.mjWARN_CONTACTFULL)
-_CONSTRAINT_FULL = int(mujoco.mjtWarning.mjWARN_CNSTRFULL)
+_FAULTS = np.zeros(int(mujoco.mjtWarning.mjNWARNING), np.int32)
+"""The FAULT_* bit that a warning stands for, by its number."""
+_FAULTS[mujoco.mjtWarning.mjWARN_CNSTRFULL] = FAULT_CONSTRAINTS
+_FAULTS[mujoco.mjtWarning.mjWARN_CONTACTFULL] = FAULT_CONTACTS
+_FAULTS[list(BAD_STATE)] = FAULT_STATE
 _CONTACT_FORCES = "cfrc_ext"
 _WORLDS_AT_A_TIME = 2  # worlds differ in cost, so the last that a thread takes are few
 
@@ -55,7 +60,7 @@ class _Worlds(NamedTuple):
 
     states: Any  # [W, S] double: the parts of a state named in _STATE
     fields: dict[str, Any]  # [W, ...] by MjData name
-    warnings: Any  # [W, _NUM_WARNINGS] counts during the call
+    warnings: Any  # [W, mjNWARNING] counts during the call
 
 
 class Engine:
@@ -91,7 +96,7 @@ class Engine:
             qvel=float32((model.nv,)),
             fields={name: float32(getattr(data, name).shape) for name in fields},
             model_fields={},
-            overflow=shape((), jnp.int32),
+            faults=shape((), jnp.int32),
             carry=shape((2 * self._state_size,), jnp.uint32),
         )
         # Where qpos and qvel start in a state vector: [time, qpos, qvel, act, ...].
@@ -155,21 +160,20 @@ class Engine:
             np.asarray(value).reshape(count, *getattr(self.model, name).shape)
             for name, value in zip(self._model_fields, model_fields, strict=True)
         ]
-        with self._lock:
+        with self._lock, silence:
             if ctrl is None:
                 worlds = self._batch(count).forward(states, overrides)
             else:
                 stepper = self._workers or self._batch(count)
                 worlds = stepper.step(states, ctrl.reshape(count, -1), overrides)
-            no_constraint = worlds.warnings[:, _CONSTRAINT_FULL] > 0
-            no_contact = worlds.warnings[:, _CONTACT_FULL] > 0
             results = PhysicsState(
                 qpos=worlds.states[:, self._qpos],
                 qvel=worlds.states[:, self._qvel],
                 fields=worlds.fields,
                 model_fields={},
-                overflow=OVERFLOW_CONSTRAINTS * no_constraint
-                | OVERFLOW_CONTACTS * no_contact,
+                faults=np.bitwise_or.reduce(
+                    np.where(worlds.warnings > 0, _FAULTS, 0), axis=1
+                ),
                 carry=worlds.states.view(np.uint32),
             )
             return jax.tree.map(
@@ -254,7 +258,7 @@ class _Workers:
         return _Worlds(
             np.empty((count, self._state_size)),
             {name: np.empty((count, *shape)) for name, shape in self._shapes.items()},
-            np.empty((count, _NUM_WARNINGS), int),
+            np.empty((count, len(_FAULTS)), int),
         )
 
     def _step(self, starts, before, overrides, worlds) -> None:

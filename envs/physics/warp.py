@@ -10,7 +10,7 @@ from mujoco import mjx
 from mujoco.mjx._src import math
 from mujoco.mjx.third_party.mujoco_warp import OverflowType
 
-from iqmjx.envs.physics import OVERFLOW_CONSTRAINTS, OVERFLOW_CONTACTS
+from iqmjx.envs.physics import FAULT_CONSTRAINTS, FAULT_CONTACTS
 from iqmjx.envs.physics._mjx_base import MjxEngine
 
 _COMPUTE_CFRC_EXT = "opt._impl.run_rne_postconstraint"
@@ -59,10 +59,10 @@ class Engine(MjxEngine):
             return data
         return _place_static_geoms(model, data)
 
-    def _overflow(self, data: mjx.Data) -> jax.Array:
+    def _faults(self, data: mjx.Data) -> jax.Array:
         bits = data._impl.overflow
-        constraints = jnp.where(bits & int(_CONSTRAINT_BITS), OVERFLOW_CONSTRAINTS, 0)
-        contacts = jnp.where(bits & int(_CONTACT_BITS), OVERFLOW_CONTACTS, 0)
+        constraints = jnp.where(bits & int(_CONSTRAINT_BITS), FAULT_CONSTRAINTS, 0)
+        contacts = jnp.where(bits & int(_CONTACT_BITS), FAULT_CONTACTS, 0)
         return (constraints | contacts).astype(jnp.int32)
 
 

@@ -7,13 +7,12 @@ all of them; each figure is the median over the rounds.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from absl import flags
 from rich import console, table
 
-from iqmjx import loop, presets
+from iqmjx import loop, presets, strict_json
 from iqmjx.commands import cli
 from iqmjx.config import Config
 from iqmjx.run import memory, throughput
@@ -45,7 +44,7 @@ def main() -> None:
         {"sweep": results} if _SWEEP.value is not None else results[0]
     )
     if _JSON.value:
-        print(json.dumps(report))
+        print(strict_json.dumps(report))
     else:
         _print(results)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 
-from iqmjx import envs, evaluation
+from iqmjx import envs, evaluation, strict_json
 from iqmjx.commands import cli
 from iqmjx.envs import physics as engines
 from iqmjx.run import gymnasium_play, memory, saved_policy
@@ -54,7 +54,8 @@ def main() -> None:
             env = _on_engine(saved.config.env, sim)
             memory.check_episodes(env, _EPISODES.value)
             sim, episodes = env.physics.name, _play_on_engine(saved, env)
-    returns = np.asarray(episodes.returns)
+    valid = np.asarray(episodes.valid)
+    returns, lengths = np.asarray(episodes.returns), np.asarray(episodes.lengths)
     report = {
         "env": twin.gymnasium_id if twin else saved.config.env,
         "sim": sim,
@@ -62,29 +63,41 @@ def main() -> None:
         "env_steps": saved.env_steps,
         "deterministic": _DETERMINISTIC.value,
         "seed": _SEED.value,
-        "episodes": len(returns),
-        "mean": float(np.mean(returns)),
-        "std": float(np.std(returns)),
-        "min": float(np.min(returns)),
-        "max": float(np.max(returns)),
-        "mean_length": float(np.mean(episodes.lengths)),
-        "returns": [float(value) for value in returns],
+        "episodes": len(valid),
+        "diverged": int((~valid).sum()),
+        "mean": evaluation.over(np.mean, returns[valid]),
+        "std": evaluation.over(np.std, returns[valid]),
+        "min": evaluation.over(np.min, returns[valid]),
+        "max": evaluation.over(np.max, returns[valid]),
+        "mean_length": evaluation.over(np.mean, lengths[valid]),
+        "returns": [float(value) for value in np.where(valid, returns, np.nan)],
     }
     if episodes.succeeded is not None:
-        report["success"] = float(np.mean(episodes.succeeded))
+        succeeded = np.asarray(episodes.succeeded)
+        report["success"] = evaluation.over(np.mean, succeeded[valid])
     if _JSON.value:
-        print(json.dumps(report))
+        print(strict_json.dumps(report))
         return
-    success = f", {report['success']:.0%} with success" if "success" in report else ""
     print(
         f"{report['env']} in {report['sim']}, "
-        f"trained for {saved.env_steps:,} env steps: "
-        f"return {report['mean']:.1f} +- {report['std']:.1f} "
-        f"(min {report['min']:.1f}, max {report['max']:.1f}) over "
-        f"{report['episodes']} episodes of {report['mean_length']:.0f} steps{success}"
+        f"trained for {saved.env_steps:,} env steps: {_said(report)}"
     )
     if _VIDEO.value:
         print(f"video: {_VIDEO.value}")
+
+
+def _said(report: dict[str, Any]) -> str:
+    """A report's numbers in words."""
+    diverged, kept = report["diverged"], report["episodes"] - report["diverged"]
+    if not kept:
+        return f"all {diverged} episodes left the numbers"
+    success = f", {report['success']:.0%} with success" if "success" in report else ""
+    others = f"; {diverged} more left the numbers" if diverged else ""
+    return (
+        f"return {report['mean']:.1f} +- {report['std']:.1f} "
+        f"(min {report['min']:.1f}, max {report['max']:.1f}) over "
+        f"{kept} episodes of {report['mean_length']:.0f} steps{success}{others}"
+    )
 
 
 def _check_flags() -> None:

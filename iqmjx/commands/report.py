@@ -70,8 +70,9 @@ def load(folder: Path) -> list[Curve]:
                 seed=head["seed"],
                 env_steps=np.array([row["env_steps"] for row in rows]),
                 seconds=np.array([row["seconds"] for row in rows]),
-                returns=np.array([row["return"] for row in rows]),
-                score=end["score"],
+                # Where no episode stayed in the numbers: null, which becomes NaN.
+                returns=np.array([row["return"] for row in rows], float),
+                score=float(np.array(end["score"], float)),
             )
         )
     if not curves:

@@ -19,7 +19,7 @@ import numpy as np
 
 from iqmjx import acting, evaluation
 from iqmjx.acting import Actor
-from iqmjx.envs import Env, physics
+from iqmjx.envs import Env, physics, vector
 from iqmjx.policies.base import Policy
 
 _WIDTH, _HEIGHT = 480, 480
@@ -107,6 +107,8 @@ def play_episodes(
 ) -> evaluation.Episodes:
     """Plays whole episodes, one after another.
 
+    One whose world leaves the numbers ends there, as in `evaluation.play`.
+
     Args:
         env: Gymnasium's environment; stays open.
         choose: the action for an episode's number and an observation.
@@ -114,19 +116,40 @@ def play_episodes(
         seed: of the first reset.
     """
     returns, lengths = np.zeros(episodes), np.zeros(episodes, int)
-    succeeded = np.zeros(episodes, bool)
+    valid, succeeded = np.ones(episodes, bool), np.zeros(episodes, bool)
     told = False  # whether the task says what success is
     for episode in range(episodes):
         obs, _ = env.reset(seed=seed if episode == 0 else None)
         done = False
         while not done:
-            obs, reward, terminated, truncated, info = env.step(choose(episode, obs))
-            returns[episode] += float(reward)
+            action = choose(episode, obs)
+            with physics.silence:
+                obs, reward, terminated, truncated, info = env.step(action)
             lengths[episode] += 1
             told |= "success" in info
+            if _has_diverged(env, action, obs, float(reward)):
+                valid[episode] = False
+                break
+            returns[episode] += float(reward)
             succeeded[episode] |= bool(info.get("success", False))
             done = terminated or truncated
-    return evaluation.Episodes(returns, lengths, succeeded if told else None)
+    return evaluation.Episodes(returns, lengths, valid, succeeded if told else None)
+
+
+def _has_diverged(
+    env: gymnasium.Env, action: np.ndarray, obs: np.ndarray, reward: float
+) -> bool:
+    """Whether the world left the numbers in a step; as `vector.has_diverged`.
+
+    MuJoCo's warnings are of the whole episode: a reset forgets them.
+    """
+    space = env.action_space
+    assert isinstance(space, gymnasium.spaces.Box)
+    reach = vector.LARGEST_CONTROL * np.maximum(np.abs(space.low), np.abs(space.high))
+    data = getattr(env.unwrapped, "data", None)
+    warned = data is not None and data.warning.number[list(physics.BAD_STATE)].any()
+    finite = np.isfinite(obs).all() and np.isfinite(reward)
+    return bool(warned or not finite or not (np.abs(action) <= reach).all())
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -13,6 +13,7 @@ import psutil
 from iqmjx import envs, evaluation, loop
 from iqmjx.config import Config
 from iqmjx.envs import vector
+from iqmjx.envs.physics import PhysicsState
 from iqmjx.settings import shown
 
 _HEADROOM = 0.9
@@ -40,6 +41,11 @@ def footprint(setup: loop.Setup) -> dict[str, int]:
     contacts = setup.env.physics.scratch_bytes()
     told = len(dataclasses.fields(loop.StepMetrics))
     told += len(jax.tree.leaves(state.envs.worlds.metrics))
+    world = state.envs.worlds.pipeline_state
+    if isinstance(world, PhysicsState):  # of which one is told, as an `Offender`
+        all_worlds = jax.tree.leaves((world.qpos, world.qvel, world.model_fields))
+        told += sum(x.size for x in all_worlds) // (config.num_envs * config.num_seeds)
+        told += setup.env.action_size
     of_steps = told * max(config.chunk_steps, config.warm_up_steps) * rings
     of_updates = _STATISTICS * config.chunk_steps * seeds
     played = evaluation.worlds_on_a_device(layout, 2 * config.num_eval_envs)

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from tensorboardX import event_file_writer
 from tensorboardX.proto import event_pb2, summary_pb2
 
-from iqmjx import loop, registry
+from iqmjx import loop, registry, strict_json
 from iqmjx.config import Config
 from iqmjx.run import run_folder
 
@@ -120,9 +120,8 @@ class MetricsLog:
 
     def write(self, env_steps: int, row: dict[str, float]) -> None:
         """Writes one row; numbers that are not finite become null."""
-        clean = {k: v if math.isfinite(v) else None for k, v in row.items()}
-        finite = {name: v for name, v in clean.items() if v is not None}
-        line = json.dumps({"env_steps": env_steps, **clean})
+        finite = {name: value for name, value in row.items() if math.isfinite(value)}
+        line = strict_json.dumps({"env_steps": env_steps, **row})
         self._guarded(FILE, lambda: self._lines.write(line))
         for logger in self._loggers:
             self._guarded(logger, lambda to=logger: to.write(env_steps, finite))

@@ -61,16 +61,16 @@ class Progress:
         """Reports an evaluation: a row for each seed."""
         row = {key: _mean(rows, key) for key in rows[0]}
         self._returns = f"return {row['eval/episode_reward']:.1f}"
-        success = (
-            f"   success {row['eval/success']:.0%}" if "eval/success" in row else ""
-        )
+        more = f"   success {row['eval/success']:.0%}" if "eval/success" in row else ""
+        if diverged := sum(row["eval/diverged"] for row in rows):
+            more += f"   {diverged:.0f} episodes left the numbers"
         self.say(
             f"{env_steps:,} / {self._total:,} env steps   "
             f"evaluation: return {row['eval/episode_reward']:.1f} "
             f"+- {row['eval/episode_reward_std']:.1f} over "
             f"{row['eval/avg_episode_length']:.0f} steps   "
             f"sampled {row['eval/sampled_episode_reward']:.1f} "
-            f"+- {row['eval/sampled_episode_reward_std']:.1f}{success}"
+            f"+- {row['eval/sampled_episode_reward_std']:.1f}{more}"
         )
         if len(rows) > 1:
             each = ", ".join(f"{row['eval/episode_reward']:.1f}" for row in rows)

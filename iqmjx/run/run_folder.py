@@ -2,12 +2,13 @@
 
     RUN/config.json      the settings
     RUN/checkpoints/     whole states, which --resume goes on from
+    RUN/.lock            held by the process that trains in it
     RUN/metrics.jsonl    and events: the numbers of a seed
     RUN/policy/, best/   policies of a seed
-    RUN/.lock            held by the process that trains in it
+    RUN/diverged/        worlds of a seed that left the numbers
 
-A run of several seeds has the last two rows in RUN/seed<k>/, one folder for each, with
-a config.json of its own.
+A run of several seeds has the last three rows in RUN/seed<k>/, one folder for each,
+with a config.json of its own.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class PolicyStore:
         Raises:
             StorageError: where it cannot be written.
         """
-        if not score > self._best_score:
+        if not math.isfinite(score) or score <= self._best_score:
             return
         self._best.delete(lambda step: step == env_steps)  # of before a resume
         self._best.save(env_steps, self._items(env_steps, actor, {_SCORE: score}))

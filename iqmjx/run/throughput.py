@@ -23,6 +23,7 @@ import iqmjx
 from iqmjx import acting, loop
 from iqmjx.config import Config
 from iqmjx.envs import vector
+from iqmjx.envs.physics import silence
 from iqmjx.parallel import BY_SEED, BY_SHARD
 from iqmjx.replay import Transition
 
@@ -201,7 +202,7 @@ def _chunk(setup: loop.Setup, worlds, key: PRNGKeyArray, choose, inputs: Array):
         worlds, outcome = vector.step(
             env, worlds, control, bank, env_key, config.episode_length
         )
-        counts = (outcome.overflow != 0).sum(), outcome.diverged.sum()
+        counts = outcome.overflowed.sum(), outcome.diverged.sum()
         return worlds, (counts, control)
 
     keys = jax.random.split(key, config.chunk_steps)
@@ -335,7 +336,7 @@ def _rollout_pair(setup: loop.Setup) -> tuple[Callable[[], Any], Callable[[], An
 
     def raw():
         # A pool of its own each time: an idle one would take CPU from the other parts.
-        with mujoco.rollout.Rollout(nthread=threads) as pool:
+        with silence, mujoco.rollout.Rollout(nthread=threads) as pool:
             return pool.rollout(model, data, states, held)[0]
 
     return lambda: in_scan(worlds, jnp.asarray(controls)), raw

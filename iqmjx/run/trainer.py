@@ -20,7 +20,7 @@ import numpy as np
 
 from iqmjx import envs, evaluation, loop, parallel
 from iqmjx.config import Config
-from iqmjx.run import RunError, checkpoint, metrics, run_folder
+from iqmjx.run import RunError, checkpoint, metrics, offenders, run_folder
 from iqmjx.run.progress import Progress
 from iqmjx.run.saved_policy import PolicyStore
 from iqmjx.run.signals import Stop
@@ -107,6 +107,7 @@ class _Seed:
         warn: Callable[[str], None],
     ):
         sizes = setup.env.observation_size, setup.env.action_size
+        self.folder = folder
         self.log = metrics.MetricsLog(folder, config, resume_at, warn)
         self.policies = PolicyStore(folder, config, sizes)
         for line in self.policies.unreadable:
@@ -217,8 +218,20 @@ class _Run:
             row["training/walltime"] = now - self._start
         self._write(rows)
         self._progress.trained(self.env_steps, rows)
+        self._keep_offenders(steps)
         self._refuse_divergence(before, rows)
         return state
+
+    def _keep_offenders(self, steps: loop.StepMetrics) -> None:
+        """Keeps a world of each seed that left the numbers, if any did."""
+        for index, seed in enumerate(self._seeds):
+            offender = _of_seed(steps.offender, index)
+            try:
+                path = offenders.write(seed.folder, self.env_steps, offender)
+            except OSError as error:
+                path = f"it cannot be kept ({error})"
+            if path is not None:
+                self._progress.say(f"a world left the numbers: {path}")
 
     def _evaluate(self, state: loop.TrainState) -> None:
         """Plays evaluation episodes, logs them, and keeps each policy if best."""
