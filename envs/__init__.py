@@ -22,6 +22,7 @@ from iqmjx.envs.locomotion.half_cheetah import HalfCheetah
 from iqmjx.envs.locomotion.hopper import Hopper
 from iqmjx.envs.locomotion.humanoid import Humanoid
 from iqmjx.envs.locomotion.walker2d import Walker2d
+from iqmjx.errors import UsageError
 
 _LOCOMOTION = (Hopper, Walker2d, HalfCheetah, Ant, Humanoid)
 _ADROIT = (Door, Hammer, Pen, Relocate)
@@ -51,7 +52,7 @@ def resolve(name: str) -> str:
     A task from outside is imported, and keeps its name (`package.module:Class`).
 
     Raises:
-        ValueError: where there is no such task, its module cannot be imported, or its
+        UsageError: where there is no such task, its module cannot be imported, or its
             package is not installed; the message lists close names, or says how to
             install it.
     """
@@ -64,7 +65,7 @@ def resolve(name: str) -> str:
     close = difflib.get_close_matches(plain, REGISTRY, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "there are"
     known = "" if close else f" {', '.join(REGISTRY)}"
-    raise ValueError(f"no such task; {hint}{known}")
+    raise UsageError(f"no such task; {hint}{known}")
 
 
 def resolve_physics(name: str, engine: str = "auto") -> str:
@@ -75,13 +76,13 @@ def resolve_physics(name: str, engine: str = "auto") -> str:
         engine: `auto`, `native`, `mjx` or `warp`.
 
     Raises:
-        ValueError: for an engine that the task or the platform cannot run on.
+        UsageError: for an engine that the task or the platform cannot run on.
     """
     name = resolve(name)
     if task_class(name) is not None:
         return engines.resolve(engine)
     if engine != "auto":
-        raise ValueError(f"{name} brings its own engine: give auto")
+        raise UsageError(f"{name} brings its own engine: give auto")
     return engine
 
 
@@ -102,7 +103,7 @@ def make(name: str, physics: str = "auto", num_worlds: int = 1) -> Task:
         num_worlds: how many worlds one vmapped call will step.
 
     Raises:
-        ValueError: for an unknown task, one that has not a task's interface, or an
+        UsageError: for an unknown task, one that has not a task's interface, or an
             engine that it or the platform cannot run on.
     """
     name = resolve(name)

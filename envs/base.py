@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from iqmjx.envs import physics
 from iqmjx.envs.physics import FAULT_STATE, PhysicsState
+from iqmjx.errors import UsageError
 
 
 @struct.dataclass
@@ -147,7 +148,7 @@ class Env(abc.ABC):
             num_worlds: how many worlds one vmapped call will step.
 
         Raises:
-            ValueError: where the platform cannot run the engine, or an actuator of the
+            UsageError: where the platform cannot run the engine, or an actuator of the
                 model has no control range for actions to span.
         """
         self.physics = physics.make(
@@ -166,20 +167,23 @@ class Env(abc.ABC):
         low, high = np.asarray(model.actuator_ctrlrange, np.float32).T
         for actuator in np.flatnonzero(low >= high):
             named = model.actuator(actuator).name or actuator
-            raise ValueError(f"actuator {named} of {self.name} needs a ctrlrange")
+            raise UsageError(f"actuator {named} of {self.name} needs a ctrlrange")
         self._ctrl_center, self._ctrl_scale = (high + low) / 2, (high - low) / 2
 
     def spec(self) -> mujoco.MjSpec:
         """The task's MuJoCo model; of the file `xml` unless a subclass says otherwise.
 
         Raises:
-            ValueError: where there is no such file, or MuJoCo cannot read it.
+            UsageError: where there is no such file, or MuJoCo cannot read it.
         """
         owners = [kind for kind in type(self).__mro__ if "xml" in vars(kind)]
         if not owners:
-            raise ValueError(f"{self.name}: set xml, the model's file, or write spec()")
+            raise UsageError(f"{self.name}: set xml, the model's file, or write spec()")
         path = Path(inspect.getfile(owners[0])).parent / self.xml
-        return mujoco.MjSpec.from_file(str(path))
+        try:
+            return mujoco.MjSpec.from_file(str(path))
+        except ValueError as error:
+            raise UsageError(f"{self.name}: {error}") from error
 
     @abc.abstractmethod
     def initial(self, key: PRNGKeyArray) -> Start:
@@ -199,12 +203,12 @@ class Env(abc.ABC):
         """Begins an episode; `rng` is consumed.
 
         Raises:
-            ValueError: where `initial` draws other fields than `model_fields` names.
+            UsageError: where `initial` draws other fields than `model_fields` names.
         """
         start = self.initial(rng)
         drawn, named = set(start.model_fields or {}), set(self.model_fields)
         if drawn != named:
-            raise ValueError(
+            raise UsageError(
                 f"{self.name}: model_fields names {sorted(named)}, and initial() draws "
                 f"{sorted(drawn)}"
             )

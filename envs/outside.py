@@ -38,6 +38,7 @@ from iqmjx.envs.physics import (
     FAULT_CONTACTS,
     quiet_compilation,
 )
+from iqmjx.errors import UsageError
 
 EPISODE_LENGTH = 1000
 """Control steps, where a task does not say."""
@@ -90,12 +91,12 @@ class Outside:
             frame_skip: physics steps per control step, where known.
 
         Raises:
-            ValueError: where the task has not brax's interface, or a step changes the
+            UsageError: where the task has not brax's interface, or a step changes the
                 structure of its state or the shapes in it.
         """
         for attribute in ("reset", "step", "action_size"):
             if not hasattr(env, attribute):
-                raise ValueError(f"{name} is no task: it has no {attribute}")
+                raise UsageError(f"{name} is no task: it has no {attribute}")
         self._env = env
         self.name, self.physics = name, OwnEngine(engine)
         self.terminates, self.episode_length = terminates, episode_length
@@ -127,7 +128,7 @@ class Outside:
         after = _shapes(self._env.step, first, action)
         self._tree = jax.tree.structure(after)
         if jax.tree.structure(first) != self._tree:
-            raise ValueError(
+            raise UsageError(
                 f"{self.name}: step() returns a state of another structure than "
                 f"reset(), such as an entry of info or metrics that only one of them "
                 f"has"
@@ -141,7 +142,7 @@ class Outside:
             paths, jax.tree.leaves(first), self._shapes, strict=True
         ):
             if was.shape != now.shape:
-                raise ValueError(
+                raise UsageError(
                     f"{self.name}: step() changes the shape of {path} from "
                     f"{was.shape} to {now.shape}"
                 )
@@ -185,7 +186,7 @@ class Outside:
         """What the agent sees of an observation."""
         if isinstance(obs, Mapping):
             if "state" not in obs:
-                raise ValueError(
+                raise UsageError(
                     f"{self.name}: of its observations {', '.join(map(str, obs))}, "
                     f"none is called state, which the agent would see"
                 )
@@ -194,7 +195,7 @@ class Outside:
 
     def _number(self, what: str, value: Any) -> Float[Array, ""]:
         if jnp.size(value) != 1:
-            raise ValueError(
+            raise UsageError(
                 f"{self.name}: {what} has the shape {jnp.shape(value)}, and is to be "
                 f"one number"
             )
@@ -240,7 +241,7 @@ def resolve(name: str) -> str:
     """Returns the name of a task from outside as `make` takes it.
 
     Raises:
-        ValueError: where there is none such; the message lists close names.
+        UsageError: where there is none such; the message lists close names.
     """
     name = name.strip()
     origin, _, what = name.partition(":")
@@ -250,7 +251,7 @@ def resolve(name: str) -> str:
         return name
     known = {each.lower(): each for each in names()}
     if what.lower() not in known:
-        raise ValueError(
+        raise UsageError(
             f"{origin} has no {what!r}; {registry.close(what, known.values())}"
         )
     return f"{origin}:{known[what.lower()]}"
@@ -290,7 +291,7 @@ def make(name: str) -> Outside:
         name: as `resolve` returns it.
 
     Raises:
-        ValueError: where it has not brax's interface, or what it needs of the network
+        UsageError: where it has not brax's interface, or what it needs of the network
             could not be had.
     """
     origin, _, what = name.partition(":")
@@ -326,7 +327,7 @@ def _package(module_name: str, requirement: str) -> Any:
     """A package that not everyone has.
 
     Raises:
-        ValueError: where it is missing; the message says how to install it.
+        UsageError: where it is missing; the message says how to install it.
     """
     try:
         with _quietly():
@@ -334,7 +335,7 @@ def _package(module_name: str, requirement: str) -> Any:
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name
         why = f"{missing.split('.')[0]} is not installed" if missing else str(error)
-        raise ValueError(f"{why}: pip install '{requirement}'") from None
+        raise UsageError(f"{why}: pip install '{requirement}'") from None
 
 
 def _brax() -> Any:
@@ -408,7 +409,7 @@ def _load_playground(what: str, config: Any) -> Any:
         ):
             return playground.registry.load(what, config=config)
     except (subprocess.CalledProcessError, OSError) as error:
-        raise ValueError(
+        raise UsageError(
             f"the robots' models could not be fetched ({error}): Playground wants a "
             f"copy of mujoco_menagerie in {models}"
         ) from error

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from iqmjx import envs
+from iqmjx.errors import UsageError
 from iqmjx.settings import LARGEST_INT, check, refuse, setting
 
 _ENV_STEPS = 2**53
@@ -37,7 +38,7 @@ class Config:
         algorithm: an instance of the algorithm class's `Settings`.
 
     Raises:
-        ValueError: on construction, where a value is out of range or two do not fit
+        UsageError: on construction, where a value is out of range or two do not fit
             together; the message names the flag and the fix.
     """
 
@@ -220,7 +221,7 @@ class Config:
         """A config of flat values, by flag name; the other settings are the defaults.
 
         Raises:
-            ValueError: for a setting that the run's algorithm does not have, and as the
+            UsageError: for a setting that the run's algorithm does not have, and as the
                 class.
         """
         algo = values.get("algo", cls.algo)
@@ -298,7 +299,7 @@ def _named(name: str, value: str, resolve: Callable[..., str], *before: str) -> 
     """`resolve(*before, value)`, with errors that name the flag."""
     try:
         return resolve(*before, value)
-    except ValueError as error:
+    except UsageError as error:
         refuse(name, value, str(error))
 
 
@@ -306,7 +307,7 @@ def setting_fields(algo: str) -> dict[str, dataclasses.Field[Any]]:
     """The settings of a run with an algorithm, by flag name: Config's, then its own.
 
     Raises:
-        ValueError: for an unknown algorithm, or one with a setting of Config's name.
+        UsageError: for an unknown algorithm, or one with a setting of Config's name.
     """
     fields = {field.name: field for field in dataclasses.fields(Config)}
     del fields["algorithm"]

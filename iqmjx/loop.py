@@ -108,7 +108,7 @@ def make_setup(
         layout: the devices to run on; all of them by default.
 
     Raises:
-        ValueError: for an unknown task, an engine the platform cannot run, or shards
+        UsageError: for an unknown task, an engine the platform cannot run, or shards
             (or worlds, or a batch) that the devices cannot divide.
     """
     layout = layout or _make_layout(config)

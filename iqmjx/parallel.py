@@ -33,6 +33,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PRNGKeyArray
 
+from iqmjx.errors import UsageError
+
 _SEEDS, _SHARDS = "seeds", "shards"  # the axes of the mesh
 _OWN_SHARDS = "own_shards"  # those of one device
 
@@ -220,14 +222,14 @@ def make_layout(
     along a row; 0 shards are as many as the row has devices.
 
     Raises:
-        ValueError: where shards cannot be divided among the devices of a row.
+        UsageError: where shards cannot be divided among the devices of a row.
     """
     devices = jax.devices() if devices is None else devices
     rows = math.gcd(num_seeds, len(devices))
     mesh = Mesh(np.array(devices).reshape(rows, -1), (_SEEDS, _SHARDS))
     per_seed = mesh.shape[_SHARDS]
     if num_shards % per_seed:
-        raise ValueError(
+        raise UsageError(
             f"--num_shards {num_shards}: it must be a multiple of {per_seed}, the "
             f"number of devices of one seed, such as {per_seed}"
         )

@@ -17,6 +17,7 @@ import jax
 
 from iqmjx import envs
 from iqmjx.config import Config, setting_fields, task_name
+from iqmjx.errors import UsageError
 
 PRESETS = ("cpu", "gpu", "paper")
 
@@ -235,12 +236,12 @@ def resolve(given: Mapping[str, Any], preset: str = "auto") -> Resolved:
         preset: a name in PRESETS, or `auto`: gpu on GPUs and TPUs, else cpu.
 
     Raises:
-        ValueError: for an unknown preset, and as Config.of.
+        UsageError: for an unknown preset, and as Config.of.
     """
     if preset == "auto":
         preset = "cpu" if jax.default_backend() == "cpu" else "gpu"
     if preset not in PRESETS:
-        raise ValueError(f"--preset {preset}: choose one of auto, {', '.join(PRESETS)}")
+        raise UsageError(f"--preset {preset}: choose one of auto, {', '.join(PRESETS)}")
     task = task_name(given.get("env", Config.env))
     algo = given.get("algo", Config.algo)
     named = {"preset": preset, "task": task, "algo": algo}

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from iqmjx.errors import UsageError
+
 
 def find(kind: str, name: str, known: Mapping[str, str | type]) -> Any:
     """The class behind a name.
@@ -20,11 +22,11 @@ def find(kind: str, name: str, known: Mapping[str, str | type]) -> Any:
             only now.
 
     Raises:
-        ValueError: for an unknown name or none, and as `load`; the message names the
+        UsageError: for an unknown name or none, and as `load`; the message names the
             flag.
     """
     if not isinstance(name, str):
-        raise ValueError(f"--{kind} {name}: give a name")
+        raise UsageError(f"--{kind} {name}: give a name")
     place = known.get(name, name)
     if not isinstance(place, str):
         return place
@@ -32,9 +34,9 @@ def find(kind: str, name: str, known: Mapping[str, str | type]) -> Any:
         if ":" in place:
             return load(place)
         hint = close(name, known)
-        raise ValueError(f"{hint} (there are {', '.join(known)}, or any module:Class)")
-    except ValueError as error:
-        raise ValueError(f"--{kind} {name}: {error}") from error.__cause__
+        raise UsageError(f"{hint} (there are {', '.join(known)}, or any module:Class)")
+    except UsageError as error:
+        raise UsageError(f"--{kind} {name}: {error}") from error.__cause__
 
 
 def load(place: str) -> Any:
@@ -44,23 +46,23 @@ def load(place: str) -> Any:
     and an installed command's script does not.
 
     Raises:
-        ValueError: in one line, where there is none, or its module cannot be imported.
+        UsageError: in one line, where there is none, or its module cannot be imported.
     """
     module_name, _, attribute = place.partition(":")
     if not all(p.isidentifier() for p in (*module_name.split("."), attribute)):
-        raise ValueError("give package.module:Class")
+        raise UsageError("give package.module:Class")
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and _is_part(error.name, module_name):
-            raise ValueError(
+            raise UsageError(
                 f"there is no module {error.name}; it must be installed, or lie in the "
                 f"working directory or on PYTHONPATH"
             ) from error
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{module_name} cannot be imported: {what}") from error
+        raise UsageError(f"{module_name} cannot be imported: {what}") from error
     found = getattr(module, attribute, None)
     if callable(found):
         return found
@@ -69,7 +71,7 @@ def load(place: str) -> Any:
         for name, value in vars(module).items()
         if callable(value) and getattr(value, "__module__", None) == module.__name__
     ]
-    raise ValueError(f"{module_name} has no {attribute}; {close(attribute, its_own)}")
+    raise UsageError(f"{module_name} has no {attribute}; {close(attribute, its_own)}")
 
 
 def close(name: str, known: Iterable[str]) -> str:

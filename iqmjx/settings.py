@@ -8,6 +8,8 @@ import numbers
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from iqmjx.errors import UsageError
+
 _NOUNS = {
     "str": "a name",
     "int": "a whole number",
@@ -64,7 +66,7 @@ def check(settings: Any) -> None:
     tuples. Fields of types that flags cannot have pass.
 
     Raises:
-        ValueError: naming the flag and what to give.
+        UsageError: naming the flag and what to give.
     """
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
@@ -85,8 +87,8 @@ def kind(field: dataclasses.Field[Any]) -> str:
 
 
 def refuse(name: str, value: Any, fix: str) -> NoReturn:
-    """Raises the ValueError about a setting: the flag, its value, and the fix."""
-    raise ValueError(f"--{name} {shown(value)}: {fix}")
+    """Raises the UsageError about a setting: the flag, its value, and the fix."""
+    raise UsageError(f"--{name} {shown(value)}: {fix}")
 
 
 def shown(value: Any) -> str:

@@ -18,6 +18,8 @@ from pathlib import Path
 import mujoco
 from packaging.version import Version
 
+from iqmjx.errors import UsageError
+
 _PACKAGE = "gymnasium-robotics"
 _FIRST, _BEYOND = "1.2.1", "1.4.3"
 """The versions whose rewards these are: from the first, up to but without the last."""
@@ -27,18 +29,18 @@ def load(xml: str) -> mujoco.MjSpec:
     """Reads one of the XML files that gymnasium-robotics installs.
 
     Raises:
-        ValueError: where the package is missing, or its rewards are others.
+        UsageError: where the package is missing, or its rewards are others.
     """
     wanted = f"'{_PACKAGE}>={_FIRST},<{_BEYOND}'"
     try:
         version = importlib.metadata.version(_PACKAGE)
     except importlib.metadata.PackageNotFoundError:
-        raise ValueError(
+        raise UsageError(
             f"the Adroit hand's models come with {_PACKAGE}, which is not "
             f"installed: pip install {wanted}"
         ) from None
     if not Version(_FIRST) <= Version(version) < Version(_BEYOND):
-        raise ValueError(
+        raise UsageError(
             f"the Adroit hand's rewards in {_PACKAGE} {version} are not those "
             f"known here: pip install {wanted}"
         )

@@ -25,6 +25,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from iqmjx.envs.physics._log import silence
+from iqmjx.errors import UsageError
 
 ENGINES = ("native", "mjx", "warp")
 
@@ -98,17 +99,17 @@ def resolve(engine: str) -> str:
     """Returns the engine for `auto`: native on CPU, warp on CUDA, mjx elsewhere.
 
     Raises:
-        ValueError: for an unknown engine, or one that the platform cannot run.
+        UsageError: for an unknown engine, or one that the platform cannot run.
     """
     platform = jax.default_backend()
     if engine == "auto":
         return {"cpu": "native", "gpu": "warp"}.get(platform, "mjx")
     if engine not in ENGINES:
-        raise ValueError(
+        raise UsageError(
             f"unknown engine; choose one of {', '.join(('auto', *ENGINES))}"
         )
     if engine == "warp" and platform not in ("cpu", "gpu"):
-        raise ValueError(
+        raise UsageError(
             f"warp runs on NVIDIA GPUs and on CPUs, and this program on {platform}: "
             "use mjx"
         )
@@ -150,7 +151,7 @@ def make(
         constraints_per_world: room for constraint rows in any one world.
 
     Raises:
-        ValueError: as `resolve`.
+        UsageError: as `resolve`.
     """
     module = importlib.import_module(f"iqmjx.envs.physics.{resolve(engine)}")
     return module.Engine(

@@ -9,6 +9,7 @@ from mujoco import mjx
 
 from iqmjx.envs.physics import FAULT_CONTACTS, _rk4
 from iqmjx.envs.physics._mjx_base import MjxEngine
+from iqmjx.errors import UsageError
 
 # Newton converges in a few iterations and stops there; this bounds the worst world, for
 # which all others wait.
@@ -44,7 +45,7 @@ class Engine(MjxEngine):
             return mjx.put_model(self.model, impl="jax")
         except NotImplementedError as error:  # names what MJX lacks
             what = str(error).replace("mjtGeom.mjGEOM_", "").rstrip(".")
-            raise ValueError(
+            raise UsageError(
                 f"mjx cannot step this model: {what}; use warp or native"
             ) from error
 

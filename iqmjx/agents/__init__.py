@@ -14,6 +14,7 @@ from jaxtyping import PRNGKeyArray
 from iqmjx import registry
 from iqmjx.acting import Actor
 from iqmjx.config import Config
+from iqmjx.errors import UsageError
 from iqmjx.normalize import Normalizer
 from iqmjx.parallel import Shards
 from iqmjx.policies.base import Policy
@@ -90,11 +91,11 @@ def find(algo: str) -> Algorithm:
     """The class of an algorithm: a name in ALGORITHMS, or `package.module:Class`.
 
     Raises:
-        ValueError: where there is none, or it has no Settings.
+        UsageError: where there is none, or it has no Settings.
     """
     found = registry.find("algo", algo, ALGORITHMS)
     if not dataclasses.is_dataclass(getattr(found, "Settings", None)):
-        raise ValueError(f"--algo {algo}: the class needs a dataclass named Settings")
+        raise UsageError(f"--algo {algo}: the class needs a dataclass named Settings")
     return found
 
 

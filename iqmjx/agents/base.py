@@ -27,7 +27,7 @@ class Settings:
     """Settings that the algorithms here share.
 
     Raises:
-        ValueError: on construction, naming the flag and the fix.
+        UsageError: on construction, naming the flag and the fix.
     """
 
     learning_rate: float = setting(

@@ -64,7 +64,7 @@ class Settings(base.Settings):
     """IQ's settings; M-IQ, PCL and Trust-PCL are some of them.
 
     Raises:
-        ValueError: on construction, naming the flag and the fix.
+        UsageError: on construction, naming the flag and the fix.
     """
 
     temperature: float = setting(
@@ -134,7 +134,7 @@ class MunchausenSettings(Settings):
     """M-IQ's settings, and Trust-PCL's: with munchausen = 0 they would be others.
 
     Raises:
-        ValueError: on construction, naming the flag and the fix.
+        UsageError: on construction, naming the flag and the fix.
     """
 
     munchausen: float = setting(0.9, _MUNCHAUSEN, above=0, at_most=1)

@@ -43,7 +43,7 @@ class Settings(base.Settings):
     """SAC's settings.
 
     Raises:
-        ValueError: on construction, naming the flag and the fix.
+        UsageError: on construction, naming the flag and the fix.
     """
 
     temperature: float = setting(

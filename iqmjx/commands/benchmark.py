@@ -15,6 +15,7 @@ from rich import console, table
 from iqmjx import loop, presets, strict_json
 from iqmjx.commands import cli
 from iqmjx.config import Config
+from iqmjx.errors import UsageError
 from iqmjx.run import memory, throughput
 
 _PRESET = flags.DEFINE_string(
@@ -33,7 +34,7 @@ def main() -> None:
     with cli.user_errors():
         given = cli.given_settings()
         if _ROUNDS.value < 1:
-            raise ValueError(f"--rounds {_ROUNDS.value}: give 1 or more")
+            raise UsageError(f"--rounds {_ROUNDS.value}: give 1 or more")
         worlds = _SWEEP.value or [None]
         configs = [_config(given, count) for count in worlds]
         for config in configs:
@@ -54,9 +55,9 @@ def _config(given: dict[str, Any], num_envs: str | None) -> Config:
         return presets.resolve(given, _PRESET.value).config
     try:
         count = int(num_envs)
-    except ValueError as error:
+    except UsageError as error:
         fix = "give whole numbers, such as 256,1024"
-        raise ValueError(f"--sweep {num_envs}: {fix}") from error
+        raise UsageError(f"--sweep {num_envs}: {fix}") from error
     return presets.resolve(given | {"num_envs": count}, _PRESET.value).config
 
 

@@ -16,7 +16,7 @@ from absl import app, flags, logging
 
 from iqmjx import agents, parallel
 from iqmjx.config import Config, setting_fields
-from iqmjx.run import RunError
+from iqmjx.errors import RunError, UsageError
 from iqmjx.run.terminal import plain
 from iqmjx.settings import kind, refuse
 
@@ -34,10 +34,10 @@ def fail(message: str, code: int = EXIT_USAGE) -> NoReturn:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turns the ValueErrors that the user's input causes into `fail`."""
+    """Turns the errors that the user's input causes into `fail`."""
     try:
         yield
-    except ValueError as error:
+    except UsageError as error:
         fail(str(error))
 
 
@@ -133,7 +133,7 @@ def _define(algo: str, name: str, kind: str, help: str) -> None:
     try:
         _DEFINE[kind](name, None, help)
     except flags.Error as error:
-        raise ValueError(f"--algo {algo}: the command has a flag {name}") from error
+        raise UsageError(f"--algo {algo}: the command has a flag {name}") from error
     _setting_kinds[name] = kind
 
 
@@ -153,7 +153,7 @@ def given_settings() -> dict[str, Any]:
     """The settings whose flags are on the command line, by flag name.
 
     Raises:
-        ValueError: where an entry of a list of numbers is not one.
+        UsageError: where an entry of a list of numbers is not one.
     """
     given: dict[str, Any] = {
         name: flags.FLAGS[name].value

@@ -13,6 +13,7 @@ from absl import flags
 from iqmjx import envs, evaluation, strict_json
 from iqmjx.commands import cli
 from iqmjx.envs import physics as engines
+from iqmjx.errors import UsageError
 from iqmjx.run import gymnasium_play, memory, saved_policy
 from iqmjx.run.saved_policy import SavedPolicy
 from iqmjx.settings import LARGEST_INT, refuse
@@ -102,7 +103,7 @@ def _said(report: dict[str, Any]) -> str:
 
 def _check_flags() -> None:
     if _CHECKPOINT.value is None:
-        raise ValueError("--checkpoint: name a run folder")
+        raise UsageError("--checkpoint: name a run folder")
     for name, value, least in (
         ("episodes", _EPISODES.value, 1),
         ("seed", _SEED.value, 0),
@@ -111,47 +112,47 @@ def _check_flags() -> None:
             fix = f"give a whole number from {least} to {LARGEST_INT}"
             refuse(name, value, fix)
     if _VIDEO.value and _SIM.value not in (None, "gymnasium"):
-        raise ValueError(
+        raise UsageError(
             f"--video: --sim {_SIM.value} plays all episodes at once; record with "
             f"--sim gymnasium"
         )
     if _VIDEO.value and not _VIDEO.value.endswith(".mp4"):
-        raise ValueError(f"--video {_VIDEO.value}: give a file name ending in .mp4")
+        raise UsageError(f"--video {_VIDEO.value}: give a file name ending in .mp4")
     if _VIDEO.value:
         _check_video(Path(_VIDEO.value))
 
 
 def _check_video(path: Path) -> None:
-    """Raises ValueError where the video could not be made or written."""
+    """Raises UsageError where the video could not be made or written."""
     try:
         gymnasium_play.check_rendering()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(f"--video {path}: {reason}") from error
+        raise UsageError(f"--video {path}: {reason}") from error
 
 
 def _twin(name: str) -> type[envs.Env] | None:
     """The class of a task that Gymnasium has as well.
 
     Raises:
-        ValueError: where it has not, and a flag asks for it.
+        UsageError: where it has not, and a flag asks for it.
     """
     task = envs.task_class(name)
     if task is not None and task.gymnasium_id is not None:
         return task
     if _VIDEO.value or _SIM.value == "gymnasium":
         flag = "--sim gymnasium" if _SIM.value else "--video"
-        raise ValueError(f"{flag}: Gymnasium has no environment for {name}")
+        raise UsageError(f"{flag}: Gymnasium has no environment for {name}")
     return None
 
 
 def _on_engine(name: str, engine: str) -> envs.Task:
     try:
         return envs.make(name, engine, _EPISODES.value)
-    except ValueError as error:
-        raise ValueError(f"--sim {engine}: {error}") from error
+    except UsageError as error:
+        raise UsageError(f"--sim {engine}: {error}") from error
 
 
 def _play_in_gymnasium(saved: SavedPolicy, task) -> evaluation.Episodes:

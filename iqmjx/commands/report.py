@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from iqmjx.commands import cli
+from iqmjx.errors import UsageError
 
 _CURVES = flags.DEFINE_string("curves", "launch/results/curves", "Where curves are.")
 _OUT = flags.DEFINE_string(
@@ -58,7 +59,7 @@ def load(folder: Path) -> list[Curve]:
     """Reads all finished curves in a folder.
 
     Raises:
-        ValueError: where there is none.
+        UsageError: where there is none.
     """
     curves = []
     for path in sorted(folder.glob("*.jsonl")):
@@ -76,7 +77,7 @@ def load(folder: Path) -> list[Curve]:
             )
         )
     if not curves:
-        raise ValueError(
+        raise UsageError(
             f"--curves {folder}: no curve there; launch/learning_curves.py writes them"
         )
     return curves

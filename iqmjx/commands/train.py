@@ -14,6 +14,7 @@ from rich import console, table
 
 from iqmjx import loop, parallel, presets
 from iqmjx.commands import cli
+from iqmjx.errors import UsageError
 from iqmjx.presets import Resolved
 from iqmjx.run import checkpoint, memory, metrics, run_folder, trainer
 from iqmjx.run.signals import Stop
@@ -74,7 +75,7 @@ def main(stop: Stop | None = None) -> None:
 def _join_processes() -> None:
     told = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     if any(each is None for each in told) and any(each is not None for each in told):
-        raise ValueError(
+        raise UsageError(
             "--coordinator, --num_processes and --process_id go together: give all "
             "three to each process, or none"
         )
@@ -94,17 +95,17 @@ def _by_first(prepare: Callable[[], str]) -> str:
     """What process 0 prepares, on every process.
 
     Raises:
-        ValueError: on every process, where it is raised on process 0.
+        UsageError: on every process, where it is raised on process 0.
     """
     ok, text = True, ""
     if parallel.is_first():
         try:
             text = prepare()
-        except ValueError as error:
+        except UsageError as error:
             ok, text = False, str(error)
     text = parallel.tell_all(f"{int(ok)}{text}")
     if text[0] == "0":
-        raise ValueError(text[1:])
+        raise UsageError(text[1:])
     return text[1:]
 
 
@@ -131,7 +132,7 @@ def _prepare(
 
 def _refuse_existing(folder: Path) -> None:
     if not run_folder.is_empty(folder):
-        raise ValueError(
+        raise UsageError(
             f"--logdir {folder}: exists and is not empty; choose another, or add "
             f"--resume to go on with the run in it"
         )
@@ -147,25 +148,25 @@ def _settings() -> tuple[bool, Resolved]:
     if not _RESUME.value:
         return False, presets.resolve(given, _PRESET.value)
     if _LOGDIR.value is None:
-        raise ValueError("--resume: name the run's folder with --logdir")
+        raise UsageError("--resume: name the run's folder with --logdir")
     folder = Path(_LOGDIR.value)
     if run_folder.is_empty(folder):
         if "env" not in given:
-            raise ValueError(
+            raise UsageError(
                 f"--resume: there is no run in --logdir {folder}; to begin one there, "
                 f"name its task with --env"
             )
         return False, presets.resolve(given, _PRESET.value)
     saved = run_folder.load(folder)
     if flags.FLAGS["preset"].present and _PRESET.value not in ("auto", saved.preset):
-        raise ValueError(
+        raise UsageError(
             f"--preset {_PRESET.value}: the run in {folder} has preset {saved.preset}; "
             f"leave the flag out, or start a new run without --resume"
         )
     resolved = run_folder.merge(saved, given, folder)
     taken, end = checkpoint.newest(folder) or 0, resolved.config.total_env_steps
     if taken > end:
-        raise ValueError(
+        raise UsageError(
             f"--num_timesteps {resolved.config.num_timesteps}: the run in {folder} has "
             f"taken {taken} env steps; give at least {taken}"
         )

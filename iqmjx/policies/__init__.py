@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from iqmjx import registry
+from iqmjx.errors import UsageError
 from iqmjx.policies.base import Policy, Settings
 
 CLASSES: dict[str, str | type] = {
@@ -26,11 +27,11 @@ def find(name: str) -> Any:
     """A policy class: a name in CLASSES, or `package.module:Class`.
 
     Raises:
-        ValueError: where there is none, or it has no from_settings.
+        UsageError: where there is none, or it has no from_settings.
     """
     found = registry.find("policy", name, CLASSES)
     if not hasattr(found, "from_settings"):
-        raise ValueError(
+        raise UsageError(
             f"--policy {name}: the class needs a class method from_settings"
         )
     return found

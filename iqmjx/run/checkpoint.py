@@ -97,7 +97,7 @@ def restore(
         step that could not be read, and about a new division.
 
     Raises:
-        ValueError: where no step can be restored.
+        UsageError: where no step can be restored.
     """
     wanted = abstract_state(setup)
     reader = steps.checkpointer(_handlers(_parts(wanted)), by_all=True)

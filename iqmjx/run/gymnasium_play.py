@@ -20,6 +20,7 @@ import numpy as np
 from iqmjx import acting, evaluation
 from iqmjx.acting import Actor
 from iqmjx.envs import Env, physics, vector
+from iqmjx.errors import UsageError
 from iqmjx.policies.base import Policy
 
 _WIDTH, _HEIGHT = 480, 480
@@ -33,10 +34,10 @@ def make(task: type[Env], **options: Any) -> gymnasium.Env:
     """Gymnasium's own environment of a task, with options of `gymnasium.make`.
 
     Raises:
-        ValueError: where Gymnasium has none.
+        UsageError: where Gymnasium has none.
     """
     if task.gymnasium_id is None:
-        raise ValueError(f"Gymnasium has no environment for {task.__name__}")
+        raise UsageError(f"Gymnasium has no environment for {task.__name__}")
     gymnasium.register_envs(importlib.import_module(task.gymnasium_package))
     with physics.quiet_compilation():
         return gymnasium.make(task.gymnasium_id, **options)
@@ -46,11 +47,11 @@ def check_rendering() -> None:
     """Tries to render, in a process of its own: a broken GL may end the process.
 
     Raises:
-        ValueError: where MuJoCo cannot render here.
+        UsageError: where MuJoCo cannot render here.
     """
     tried = subprocess.run([sys.executable, "-c", _RENDER], capture_output=True)
     if tried.returncode:
-        raise ValueError(
+        raise UsageError(
             "MuJoCo cannot render on this machine; set MUJOCO_GL=egl (with a GPU's "
             "driver or libegl1) or MUJOCO_GL=osmesa (with libosmesa6)"
         )

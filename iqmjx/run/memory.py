@@ -14,6 +14,7 @@ from iqmjx import envs, evaluation, loop
 from iqmjx.config import Config
 from iqmjx.envs import vector
 from iqmjx.envs.physics import PhysicsState
+from iqmjx.errors import UsageError
 from iqmjx.settings import shown
 
 _HEADROOM = 0.9
@@ -82,7 +83,7 @@ def check(parts: dict[str, int], config: Config) -> None:
     """Refuses a run that cannot fit.
 
     Raises:
-        ValueError: naming the flag that most of the memory is due to, and values for
+        UsageError: naming the flag that most of the memory is due to, and values for
             it, and for others where it is not all, with which the run fits.
     """
     room, total = _room(), sum(parts.values())
@@ -92,7 +93,7 @@ def check(parts: dict[str, int], config: Config) -> None:
     changes = _fitting(parts, config)
     fix = " ".join(f"--{name} {shown(value)}" for name, value in changes.items())
     sizes = ", ".join(f"{name} {describe(size)}" for name, size in parts.items())
-    raise ValueError(
+    raise UsageError(
         f"--{blamed} {shown(config.flat()[blamed])}: the run needs {describe(total)} "
         f"({sizes}) and {describe(room)} are free; "
         f"{f'give less, such as {fix}' if fix else 'it takes a larger machine'}"
@@ -103,12 +104,12 @@ def check_episodes(env: envs.Task, episodes: int) -> None:
     """Refuses episodes that cannot be played all at once.
 
     Raises:
-        ValueError: naming the flag and how many can.
+        UsageError: naming the flag and how many can.
     """
     each = 2 * tree_bytes(jax.eval_shape(env.reset, jax.random.key(0)))
     room = _room()
     if episodes * each > room:
-        raise ValueError(
+        raise UsageError(
             f"--episodes {episodes}: played all at once they need "
             f"{describe(episodes * each)} and {describe(room)} are free; give at "
             f"most {max(int(_ADVISED * room) // each, 1)}"

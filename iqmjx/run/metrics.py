@@ -107,7 +107,7 @@ class MetricsLog:
             warn: told in a line what could not be read or written.
 
         Raises:
-            ValueError: for an unknown logger.
+            UsageError: for an unknown logger.
         """
         kinds = find_loggers(config)
         path = folder / FILE
@@ -166,7 +166,7 @@ def find_loggers(config: Config) -> list[type[Logger]]:
     """The classes of a run's loggers.
 
     Raises:
-        ValueError: for an unknown one.
+        UsageError: for an unknown one.
     """
     return [registry.find("loggers", name, LOGGERS) for name in config.loggers]
 

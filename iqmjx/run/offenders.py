@@ -16,6 +16,7 @@ import numpy as np
 
 from iqmjx import envs
 from iqmjx.envs.vector import Offender
+from iqmjx.errors import UsageError
 from iqmjx.run import run_folder
 
 FOLDER = "diverged"
@@ -55,13 +56,13 @@ def load(path: Path) -> tuple[mujoco.MjModel, mujoco.MjData]:
     MuJoCo will step it as it is: it does not set bad states back here.
 
     Raises:
-        ValueError: where the folder around it is not that of a run, or not of a task
+        UsageError: where the folder around it is not that of a run, or not of a task
             that is an `Env`.
     """
     name = run_folder.load(path.parent.parent).config.env
     task = envs.task_class(name)
     if task is None:
-        raise ValueError(f"{path}: {name} brings its own engine")
+        raise UsageError(f"{path}: {name} brings its own engine")
     env = task("native")
     model = env.physics.model
     model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from iqmjx.config import SCHEDULE, Config, setting_fields
+from iqmjx.errors import UsageError
 from iqmjx.presets import Resolved
 
 _FILE, _LOCK = "config.json", ".lock"
@@ -49,7 +50,7 @@ def new_default(config: Config) -> Path:
     """Makes a folder under checkpoints/ that no other run has.
 
     Raises:
-        ValueError: where it cannot be made.
+        UsageError: where it cannot be made.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = f"{config.env}-{config.algo}-{config.seed}-{stamp}".replace(":", ".")
@@ -76,7 +77,7 @@ def claimed(folder: Path) -> Iterator[None]:
     that ends.
 
     Raises:
-        ValueError: where another process has claimed it, or it cannot be written.
+        UsageError: where another process has claimed it, or it cannot be written.
     """
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +86,7 @@ def claimed(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(
+            raise UsageError(
                 f"--logdir {folder}: another process is training in it; wait for it, "
                 f"or choose another folder"
             ) from error
@@ -96,7 +97,7 @@ def create(folder: Path, resolved: Resolved) -> None:
     """Makes the folder, and one for each of several seeds, with their config.json.
 
     Raises:
-        ValueError: where it cannot be written.
+        UsageError: where it cannot be written.
     """
     with _writing(folder):
         save(folder, resolved)
@@ -141,26 +142,26 @@ def _writing(folder: Path) -> Iterator[None]:
     except FileExistsError as error:
         if folder.is_dir():
             raise
-        raise ValueError(f"--logdir {folder}: it is a file; give a folder") from error
+        raise UsageError(f"--logdir {folder}: it is a file; give a folder") from error
     except OSError as error:
         fix = "give a folder that can be written"
-        raise ValueError(f"--logdir {folder}: {error.strerror}; {fix}") from error
+        raise UsageError(f"--logdir {folder}: {error.strerror}; {fix}") from error
 
 
 def load(folder: Path) -> Resolved:
     """Reads config.json, of this version or of one before it.
 
     Raises:
-        ValueError: where the folder is no run folder, or of a version with settings
+        UsageError: where the folder is no run folder, or of a version with settings
             that have no equal now.
     """
     path = folder / _FILE
     if not path.is_file():
-        raise ValueError(f"--logdir {folder}: not a run folder (it has no {_FILE})")
+        raise UsageError(f"--logdir {folder}: not a run folder (it has no {_FILE})")
     try:
         content = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
+        raise UsageError(f"{path}: cannot be read ({error})") from error
     where = str(path)
     config = config_of(_part(content, "config", dict, where), where)
     preset = _part(content, "preset", str, where)
@@ -168,9 +169,9 @@ def load(folder: Path) -> Resolved:
     sources = {name: told.get(name, _EARLIER) for name in config.flat()}
     for name, source in sources.items():
         if not isinstance(source, str):
-            raise ValueError(f"{where}: sources.{name} {source}: give a text")
+            raise UsageError(f"{where}: sources.{name} {source}: give a text")
     if content.get("digest", _digest(content)) != _digest(content):
-        raise ValueError(
+        raise UsageError(
             f"{where}: it was changed since it was written; put it back as it was, or "
             f"remove its digest to accept it"
         )
@@ -185,7 +186,7 @@ def config_of(saved: Any, where: str) -> Config:
         where: what they were read from, for messages.
 
     Raises:
-        ValueError: where they have settings that have no equal now, or values that no
+        UsageError: where they have settings that have no equal now, or values that no
             run can have; the message names the field.
     """
     _part(saved, "algo", str, where)
@@ -198,26 +199,26 @@ def config_of(saved: Any, where: str) -> Config:
         }
         missing = {name for name in before if before[name] is dataclasses.MISSING}
         if differing := sorted(missing | (values.keys() - fields)):
-            raise ValueError(
+            raise UsageError(
                 f"written by a version of iqmjx with other settings "
                 f"({', '.join(differing)}); use that version, or train anew"
             )
         return Config.of(values | before)
-    except ValueError as error:
-        raise ValueError(f"{where}: {str(error).removeprefix('--')}") from error
+    except UsageError as error:
+        raise UsageError(f"{where}: {str(error).removeprefix('--')}") from error
 
 
 def _part(content: Any, name: str, kind: type, where: str) -> Any:
     """What a JSON object has under a name.
 
     Raises:
-        ValueError: naming it, where there is none of this kind.
+        UsageError: naming it, where there is none of this kind.
     """
     given = content.get(name) if isinstance(content, dict) else None
     if isinstance(given, kind):
         return given
     noun = {dict: "an object", str: "a text"}[kind]
-    raise ValueError(
+    raise UsageError(
         f"{where}: cannot be read ({name} must be {noun}, as the run wrote it)"
     )
 
@@ -267,7 +268,7 @@ def merge(saved: Resolved, given: dict[str, Any], folder: Path) -> Resolved:
         folder: the run's, for messages.
 
     Raises:
-        ValueError: where a given value differs in what the run computes.
+        UsageError: where a given value differs in what the run computes.
     """
     before = saved.config.flat()
     # Another algorithm has other settings; that it is another is said below.
@@ -285,7 +286,7 @@ def merge(saved: Resolved, given: dict[str, Any], folder: Path) -> Resolved:
         if name not in SCHEDULE
     ]
     if conflicts:
-        raise ValueError(
+        raise UsageError(
             f"--resume with other settings than the run in {folder} began with: "
             f"{'; '.join(conflicts)}; leave these flags out, or start a new run"
         )

@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from iqmjx import agents, normalize
 from iqmjx.acting import Actor
 from iqmjx.config import Config
+from iqmjx.errors import UsageError
 from iqmjx.policies.base import Policy
 from iqmjx.run import checkpoint, run_folder, steps
 
@@ -118,12 +119,12 @@ def load(folder: Path) -> SavedPolicy:
     """Reads the newest policy in a folder of them, or the one that `folder` is.
 
     Raises:
-        ValueError: where none can be read.
+        UsageError: where none can be read.
     """
     chosen = int(folder.name) if folder.name.isdecimal() else None
     root = folder if chosen is None else folder.parent
     if not root.is_dir():
-        raise ValueError(f"{root}: there is no saved policy (no such folder)")
+        raise UsageError(f"{root}: there is no saved policy (no such folder)")
     _, saved, problems = steps.read_newest(root, _load_step, chosen)
     return dataclasses.replace(saved, unreadable=problems)
 
@@ -135,7 +136,7 @@ def locate(path: Path) -> Path:
         path: a run folder, its `policy` or `best`, or one step in them.
 
     Raises:
-        ValueError: where the path is none of these.
+        UsageError: where the path is none of these.
     """
     path = path.absolute()
     step = path.parent if path.name.isdigit() else path
@@ -145,11 +146,11 @@ def locate(path: Path) -> Path:
         return path / NEWEST
     seeds = sorted(path.glob(f"seed*/{NEWEST}"))
     if seeds:
-        raise ValueError(
+        raise UsageError(
             f"--checkpoint {path}: it holds a run of several seeds; name one of them, "
             f"such as {seeds[0].parent}"
         )
-    raise ValueError(
+    raise UsageError(
         f"--checkpoint {path}: there is no saved policy; give a run folder, its "
         f"policy/ or best/, or one step in them"
     )
@@ -170,7 +171,7 @@ def _load_step(path: Path) -> SavedPolicy:
     wanted = checkpoint.named_leaves(like)
     metadata: Any = reader.metadata(path).item_metadata
     if told := checkpoint.differences(metadata["actor"].tree, wanted):
-        raise ValueError(f"its arrays are not those of its settings: {told[0]}")
+        raise UsageError(f"its arrays are not those of its settings: {told[0]}")
     args = ocp.args.PyTreeRestore(
         wanted, ocp.checkpoint_utils.construct_restore_args(wanted)
     )
@@ -185,7 +186,7 @@ def _read_about(reader: ocp.Checkpointer, path: Path) -> dict[str, Any]:
     about = reader.restore(path, ocp.args.Composite(about=ocp.args.JsonRestore()))
     about = about["about"]
     if not checked and about["format"] != _FORMAT_UNCHECKED:
-        raise ValueError("its checksums are missing")
+        raise UsageError("its checksums are missing")
     return about
 
 
@@ -200,7 +201,7 @@ def _saved_score(folder: Path) -> tuple[float, list[str]]:
 
     try:
         _, score, problems = steps.read_newest(folder, read)
-    except ValueError as error:
+    except UsageError as error:
         return nothing, [str(error)]
     return score, problems
 

@@ -23,6 +23,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from iqmjx import parallel
+from iqmjx.errors import UsageError
 from iqmjx.run import memory
 
 _DIGESTS = "digests.json"
@@ -140,7 +141,7 @@ def read_newest(
         read.
 
     Raises:
-        ValueError: where none can be read.
+        UsageError: where none can be read.
     """
     steps = numbers(folder)[::-1] if choice is None else [choice]
     problems = []
@@ -153,7 +154,7 @@ def read_newest(
         except Exception as error:
             problems.append(f"step {step} cannot be read: {_reason(error)}")
     reasons = "; ".join(problems) or "it holds no step"
-    raise ValueError(f"{folder}: there is no whole step in it ({reasons})")
+    raise UsageError(f"{folder}: there is no whole step in it ({reasons})")
 
 
 def verify(step: Path) -> bool:

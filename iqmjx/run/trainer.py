@@ -20,7 +20,8 @@ import numpy as np
 
 from iqmjx import envs, evaluation, loop, parallel
 from iqmjx.config import Config
-from iqmjx.run import RunError, checkpoint, metrics, offenders, run_folder
+from iqmjx.errors import RunError, UsageError
+from iqmjx.run import checkpoint, metrics, offenders, run_folder
 from iqmjx.run.progress import Progress
 from iqmjx.run.saved_policy import PolicyStore
 from iqmjx.run.signals import Stop
@@ -324,7 +325,7 @@ def _begin(
     if resume and checkpoint.newest(folder) is not None:
         try:
             env_steps, state, told = checkpoint.restore(folder, setup)
-        except ValueError as error:
+        except UsageError as error:
             raise RunError(str(error)) from error
         for line in told:
             progress.say(line)

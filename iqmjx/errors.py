@@ -1,0 +1,9 @@
+"""What commands tell in one line; any other exception is a bug, and shows its place."""
+
+
+class UsageError(ValueError):
+    """Something given cannot be used; the message says what to give instead."""
+
+
+class RunError(RuntimeError):
+    """Something ended a run that is nobody's bug; the message says what."""
