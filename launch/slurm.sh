@@ -36,13 +36,11 @@ main() {
 }
 
 train() {
-    local resume=()
-    [[ -e $logdir/config.json ]] && resume=(--resume)
     export PYTHONUNBUFFERED=1
     # Processes wait for each other: where one dies, the others have to go too.
     exec srun --kill-on-bad-exit=1 \
         ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
-        python -m iqmjx.train "$@" "${resume[@]}"
+        python -m iqmjx.train --resume "$@"
 }
 
 wait_for() { # PID: its exit code, however many signals come in between

@@ -83,8 +83,8 @@ def test_every_mount_is_a_volume_and_the_run_is_on_one(job, container):
 def test_a_pod_trains_to_the_end(container, tmp_path):
     process = start(container, tmp_path)
     assert process.wait(20) == 0
-    assert "-m iqmjx.train --coordinator=" in arguments(tmp_path)
-    assert "--resume" not in arguments(tmp_path)
+    assert "-m iqmjx.train --resume --coordinator=" in arguments(tmp_path)
+    assert "--env" in arguments(tmp_path)  # without which --resume begins no run
 
 
 def test_a_pod_that_is_stopped_saves_and_says_so_then_goes_on(container, tmp_path):
@@ -96,7 +96,7 @@ def test_a_pod_that_is_stopped_saves_and_says_so_then_goes_on(container, tmp_pat
     assert process.wait(20) == 75
     again = start(container, tmp_path)
     assert again.wait(20) == 0
-    assert arguments(tmp_path).endswith(f"--logdir {tmp_path} --resume")
+    assert arguments(tmp_path).endswith(f"--logdir {tmp_path}")
 
 
 def test_a_pod_that_fails_passes_its_exit_code_on(container, tmp_path):
