@@ -7,4 +7,4 @@ if __name__ == "__main__":
     terminal.keep_going()
     from iqmjx.commands import benchmark, cli
 
-    cli.run(benchmark.main)
+    cli.run(benchmark.main, benchmark.FLAGS)

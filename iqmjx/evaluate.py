@@ -7,4 +7,4 @@ if __name__ == "__main__":
     terminal.keep_going()
     from iqmjx.commands import cli, evaluate
 
-    cli.run(evaluate.main)
+    cli.run(evaluate.main, evaluate.FLAGS)

@@ -7,4 +7,4 @@ if __name__ == "__main__":
     terminal.keep_going()
     from iqmjx.commands import cli, report
 
-    cli.run(report.main)
+    cli.run(report.main, report.FLAGS)

@@ -7,4 +7,4 @@ if __name__ == "__main__":
     terminal.keep_going()
     from iqmjx.commands import cli, tabular
 
-    cli.run(tabular.main)
+    cli.run(tabular.main, tabular.FLAGS)

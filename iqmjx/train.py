@@ -7,4 +7,4 @@ if __name__ == "__main__":
     terminal.keep_going()
     from iqmjx.commands import cli, train
 
-    cli.run(lambda: train.main(stop))
+    cli.run(lambda: train.main(stop), train.FLAGS)

@@ -121,13 +121,14 @@ def advice(message: str) -> dict[str, str]:
 
 def outcome(given: dict[str, str], folder: Path) -> tuple[int, str]:
     """The exit code of iqmjx.train in this process, and what it says on stderr."""
-    for name in flags.FLAGS:
-        flags.FLAGS[name].unparse()
+    for values in (flags.FLAGS, train.FLAGS):
+        for name in values:
+            values[name].unparse()
     sys.argv = ["train", *command_line(given), f"--logdir={folder}"]
     said = io.StringIO()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
         try:
-            cli.run(train.main)
+            cli.run(train.main, train.FLAGS)
         except SystemExit as end:
             return int(end.code or 0), said.getvalue()
     raise AssertionError("a command ends by exiting")

@@ -304,6 +304,15 @@ def test_a_video_without_gl_is_refused_in_one_line(run, tmp_path):
     assert not video.exists()
 
 
+def test_all_commands_can_be_imported_into_one_process():
+    names = "train, evaluate, benchmark, report, tabular"
+    script = f"from iqmjx.commands import {names}; print(train.FLAGS is not None)"
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=100
+    )
+    assert (result.stdout, result.stderr) == ("True\n", "")
+
+
 def test_benchmark_prints_one_json_object():
     result = command("benchmark", *SETTINGS, "--rounds", 1, "--json")
     assert result.returncode == 0, result.stderr

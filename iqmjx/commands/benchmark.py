@@ -18,21 +18,32 @@ from iqmjx.config import Config
 from iqmjx.errors import UsageError
 from iqmjx.run import memory, throughput
 
+FLAGS = flags.FlagValues()
 _PRESET = flags.DEFINE_string(
-    "preset", "auto", f"auto (by platform), {', '.join(presets.PRESETS)}."
+    "preset",
+    "auto",
+    f"auto (by platform), {', '.join(presets.PRESETS)}.",
+    flag_values=FLAGS,
 )
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object and nothing else.")
+_JSON = flags.DEFINE_bool(
+    "json", False, "Print one JSON object and nothing else.", flag_values=FLAGS
+)
 _SWEEP = flags.DEFINE_list(
-    "sweep", None, "Numbers of worlds to measure one after another: 256,1024,4096."
+    "sweep",
+    None,
+    "Numbers of worlds to measure one after another: 256,1024,4096.",
+    flag_values=FLAGS,
 )
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds; figures are medians over them.")
-cli.define_config_flags()
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 5, "Rounds; figures are medians over them.", flag_values=FLAGS
+)
+cli.define_config_flags(FLAGS)
 
 
 def main() -> None:
     """Runs the command."""
     with cli.user_errors():
-        given = cli.given_settings()
+        given = cli.given_settings(FLAGS)
         if _ROUNDS.value < 1:
             raise UsageError(f"--rounds {_ROUNDS.value}: give 1 or more")
         worlds = _SWEEP.value or [None]
@@ -55,7 +66,7 @@ def _config(given: dict[str, Any], num_envs: str | None) -> Config:
         return presets.resolve(given, _PRESET.value).config
     try:
         count = int(num_envs)
-    except UsageError as error:
+    except ValueError as error:
         fix = "give whole numbers, such as 256,1024"
         raise UsageError(f"--sweep {num_envs}: {fix}") from error
     return presets.resolve(given | {"num_envs": count}, _PRESET.value).config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -55,14 +56,23 @@ def run_errors() -> Iterator[None]:
         fail(" ".join(str(error).split()), EXIT_FAILURE)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the command line and runs a command's main function."""
+def run(main: Callable[[], None], own: flags.FlagValues = flags.FLAGS) -> None:
+    """Parses the command line and runs a command's main function.
+
+    Args:
+        main: the function.
+        own: the command's flags: a set of its own, so that the modules of several
+            commands can be imported into one process.
+    """
+    if own is not flags.FLAGS:
+        flags.FLAGS.append_flag_values(own)
 
     def parse(argv: list[str]) -> list[str]:
         try:
             rest = flags.FLAGS(argv)
         except flags.Error as error:
             fail(" ".join(str(error).split()))
+        own.mark_as_parsed()
         if len(rest) > 1:
             fail(
                 f"unexpected argument {rest[1]!r}: settings are given as --name value, "
@@ -80,7 +90,11 @@ def run(main: Callable[[], None]) -> None:
             give_mjx_threads()
         main()
 
-    app.run(start, flags_parser=parse)
+    try:
+        app.run(start, flags_parser=parse)
+    finally:
+        if own is not flags.FLAGS:
+            flags.FLAGS.remove_flag_values(own)
 
 
 def _may_run_mjx() -> bool:
@@ -115,7 +129,7 @@ _setting_kinds: dict[str, str] = {}
 """The types of the settings that are flags, by name."""
 
 
-def define_config_flags() -> None:
+def define_config_flags(own: flags.FlagValues = flags.FLAGS) -> None:
     """Defines one flag for each setting of a run, without a default: the preset's.
 
     Settings are those of every run, of the algorithm that the command line names, and
@@ -123,18 +137,23 @@ def define_config_flags() -> None:
     """
     with user_errors():
         named = _named_algorithm(sys.argv)
+        fields: dict[str, dataclasses.Field[Any]] = {}
         for algo in (named, *agents.ALGORITHMS):
-            for name, field in setting_fields(algo).items():
-                if name not in _setting_kinds and kind(field) in _DEFINE:
-                    _define(named, name, kind(field), field.metadata.get("help", ""))
+            fields = setting_fields(algo) | fields
+        for name, field in fields.items():
+            if kind(field) in _DEFINE:
+                _define(named, name, field, own)
 
 
-def _define(algo: str, name: str, kind: str, help: str) -> None:
+def _define(
+    algo: str, name: str, field: dataclasses.Field[Any], own: flags.FlagValues
+) -> None:
+    help_text = field.metadata.get("help", "")
     try:
-        _DEFINE[kind](name, None, help)
+        _DEFINE[kind(field)](name, None, help_text, flag_values=own)
     except flags.Error as error:
         raise UsageError(f"--algo {algo}: the command has a flag {name}") from error
-    _setting_kinds[name] = kind
+    _setting_kinds[name] = kind(field)
 
 
 def _named_algorithm(argv: Sequence[str]) -> str:
@@ -149,16 +168,14 @@ def _named_algorithm(argv: Sequence[str]) -> str:
     return alone.algo
 
 
-def given_settings() -> dict[str, Any]:
+def given_settings(own: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
     """The settings whose flags are on the command line, by flag name.
 
     Raises:
         UsageError: where an entry of a list of numbers is not one.
     """
     given: dict[str, Any] = {
-        name: flags.FLAGS[name].value
-        for name in _setting_kinds
-        if flags.FLAGS[name].present
+        name: own[name].value for name in _setting_kinds if own[name].present
     }
     for name, value in given.items():
         if _setting_kinds[name] == "tuple[int, ...]":

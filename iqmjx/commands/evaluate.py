@@ -18,8 +18,12 @@ from iqmjx.run import gymnasium_play, memory, saved_policy
 from iqmjx.run.saved_policy import SavedPolicy
 from iqmjx.settings import LARGEST_INT, refuse
 
+FLAGS = flags.FlagValues()
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A run folder, its policy/ or best/, or one step in them."
+    "checkpoint",
+    None,
+    "A run folder, its policy/ or best/, or one step in them.",
+    flag_values=FLAGS,
 )
 _SIM = flags.DEFINE_enum(
     "sim",
@@ -27,15 +31,26 @@ _SIM = flags.DEFINE_enum(
     ["gymnasium", "auto", *engines.ENGINES],
     "Where to play: Gymnasium's own environment (the default where there is one) or an "
     "engine (else the run's).",
+    flag_values=FLAGS,
 )
-_EPISODES = flags.DEFINE_integer("episodes", 10, "Episodes to play.")
+_EPISODES = flags.DEFINE_integer("episodes", 10, "Episodes to play.", flag_values=FLAGS)
 _DETERMINISTIC = flags.DEFINE_bool(
-    "deterministic", True, "Act by the policy's mode; --nodeterministic samples."
+    "deterministic",
+    True,
+    "Act by the policy's mode; --nodeterministic samples.",
+    flag_values=FLAGS,
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of resets and of sampled actions.")
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object and nothing else.")
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Seed of resets and of sampled actions.", flag_values=FLAGS
+)
+_JSON = flags.DEFINE_bool(
+    "json", False, "Print one JSON object and nothing else.", flag_values=FLAGS
+)
 _VIDEO = flags.DEFINE_string(
-    "video", None, "Write the first episode to this .mp4 file (--sim gymnasium)."
+    "video",
+    None,
+    "Write the first episode to this .mp4 file (--sim gymnasium).",
+    flag_values=FLAGS,
 )
 
 

@@ -21,9 +21,15 @@ from absl import flags
 from iqmjx.commands import cli
 from iqmjx.errors import UsageError
 
-_CURVES = flags.DEFINE_string("curves", "launch/results/curves", "Where curves are.")
+FLAGS = flags.FlagValues()
+_CURVES = flags.DEFINE_string(
+    "curves", "launch/results/curves", "Where curves are.", flag_values=FLAGS
+)
 _OUT = flags.DEFINE_string(
-    "out", "launch/results/report", "Figure and table, without their endings."
+    "out",
+    "launch/results/report",
+    "Figure and table, without their endings.",
+    flag_values=FLAGS,
 )
 _BASELINE, _RANDOM = "sac", "random"
 _BOOTSTRAPS = 2000

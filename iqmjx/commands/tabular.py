@@ -13,8 +13,13 @@ from absl import flags
 
 from iqmjx.theory import tabular
 
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the MDPs and errors.", lower_bound=0)
-_OUT = flags.DEFINE_string("out", "tabular.png", "Where the figure goes.")
+FLAGS = flags.FlagValues()
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Seed of the MDPs and errors.", lower_bound=0, flag_values=FLAGS
+)
+_OUT = flags.DEFINE_string(
+    "out", "tabular.png", "Where the figure goes.", flag_values=FLAGS
+)
 _TEMPERATURE = 0.5
 
 

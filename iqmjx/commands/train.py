@@ -21,24 +21,39 @@ from iqmjx.run.signals import Stop
 from iqmjx.run.terminal import plain
 from iqmjx.settings import LARGEST_INT, refuse
 
+FLAGS = flags.FlagValues()
 _PRESET = flags.DEFINE_string(
-    "preset", "auto", f"auto (by platform), {', '.join(presets.PRESETS)}."
+    "preset",
+    "auto",
+    f"auto (by platform), {', '.join(presets.PRESETS)}.",
+    flag_values=FLAGS,
 )
 _LOGDIR = flags.DEFINE_string(
-    "logdir", None, "The run's folder (default: a new one under checkpoints/)."
+    "logdir",
+    None,
+    "The run's folder (default: a new one under checkpoints/).",
+    flag_values=FLAGS,
 )
 _RESUME = flags.DEFINE_bool(
-    "resume", False, "Go on with the run in --logdir, with the flags it began with."
+    "resume",
+    False,
+    "Go on with the run in --logdir, with the flags it began with.",
+    flag_values=FLAGS,
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
     "host:port of process 0, where a run of several processes is started by hand; "
     "Slurm's and Open MPI's find each other.",
+    flag_values=FLAGS,
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many there are.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
-cli.define_config_flags()
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "How many there are.", flag_values=FLAGS
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Which of them this is, from 0.", flag_values=FLAGS
+)
+cli.define_config_flags(FLAGS)
 
 
 def main(stop: Stop | None = None) -> None:
@@ -144,7 +159,7 @@ def _settings() -> tuple[bool, Resolved]:
     `--resume` begins a run where there is none yet, if the flags name its task: the
     same command line can be given until the run has ended.
     """
-    given = cli.given_settings()
+    given = cli.given_settings(FLAGS)
     if not _RESUME.value:
         return False, presets.resolve(given, _PRESET.value)
     if _LOGDIR.value is None:
@@ -158,7 +173,7 @@ def _settings() -> tuple[bool, Resolved]:
             )
         return False, presets.resolve(given, _PRESET.value)
     saved = run_folder.load(folder)
-    if flags.FLAGS["preset"].present and _PRESET.value not in ("auto", saved.preset):
+    if FLAGS["preset"].present and _PRESET.value not in ("auto", saved.preset):
         raise UsageError(
             f"--preset {_PRESET.value}: the run in {folder} has preset {saved.preset}; "
             f"leave the flag out, or start a new run without --resume"
