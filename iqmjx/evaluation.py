@@ -162,7 +162,8 @@ def summarize(episodes: Episodes, greedy: np.ndarray) -> dict[str, float]:
 
     Of valid episodes; NaN where none is left.
     """
-    returns, lengths = np.asarray(episodes.returns), np.asarray(episodes.lengths)
+    returns = np.asarray(episodes.returns, np.float64)
+    lengths = np.asarray(episodes.lengths)
     valid = np.asarray(episodes.valid)
     greedy, sampled = greedy & valid, ~greedy & valid
     rows = {"eval/diverged": float((~valid).sum())}

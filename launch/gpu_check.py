@@ -38,6 +38,7 @@ from gpu_stages.summary import summarize
 from iqmjx import strict_json
 from iqmjx.commands import cli
 from iqmjx.config import task_name
+from iqmjx.errors import UsageError
 
 _SCALE = flags.DEFINE_enum("scale", "full", list(SCALES), "How large.")
 _OUT = flags.DEFINE_string("out", "runs/gpu", "Where results go.")
@@ -52,7 +53,7 @@ def main() -> None:
         chosen = _STAGES.value or list(STAGES)
         for name in chosen:
             if name not in STAGES:
-                raise ValueError(f"--stages {name}: choose from {', '.join(STAGES)}")
+                raise UsageError(f"--stages {name}: choose from {', '.join(STAGES)}")
     out = Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     missing = [name for name in chosen if not _whole(out / f"{name}.json")]

@@ -30,6 +30,7 @@ from absl import flags
 
 from iqmjx import envs, evaluation, strict_json
 from iqmjx.commands import cli
+from iqmjx.errors import UsageError
 from iqmjx.run import gymnasium_play, metrics, run_folder
 from iqmjx.settings import LARGEST_INT
 
@@ -71,7 +72,7 @@ def main() -> None:
     """Runs the command."""
     with cli.user_errors():
         if bool(_SETTINGS.value) != bool(_NAME.value):
-            raise ValueError("--settings and --name go together: give both, or none")
+            raise UsageError("--settings and --name go together: give both, or none")
         tasks = [_task(name) for name in _ENVS.value or ENV_STEPS]
         shares = _cpu_shares(_PARALLEL.value)
         seeds = [_seed(number) for number in _SEEDS.value]
@@ -95,16 +96,16 @@ def main() -> None:
 def _task(spelling: str) -> str:
     try:
         task = envs.resolve(spelling)
-    except ValueError as error:
-        raise ValueError(f"--envs {spelling}: {error}") from error
+    except UsageError as error:
+        raise UsageError(f"--envs {spelling}: {error}") from error
     if task not in ENV_STEPS:
-        raise ValueError(f"--envs {spelling}: curves are of {', '.join(ENV_STEPS)}")
+        raise UsageError(f"--envs {spelling}: curves are of {', '.join(ENV_STEPS)}")
     return task
 
 
 def _seed(number: str) -> int:
     if not (number.isdecimal() and int(number) <= LARGEST_INT):
-        raise ValueError(
+        raise UsageError(
             f"--seeds {number}: give whole numbers from 0 to {LARGEST_INT}"
         )
     return int(number)
@@ -114,7 +115,7 @@ def _cpu_shares(parallel: int) -> list[set[int]]:
     """Each parallel run's CPUs."""
     cpus = sorted(os.sched_getaffinity(0)) if _CAN_PIN else [0] * parallel
     if parallel > len(cpus):
-        raise ValueError(
+        raise UsageError(
             f"--parallel {parallel}: give at most {len(cpus)}, the number of CPUs"
         )
     return [set(cpus[i::parallel]) for i in range(parallel)]

@@ -202,9 +202,22 @@ def test_text_in_a_config_file_is_printed_as_text(run, tmp_path):
     assert "\x1b" not in result.stdout
 
 
+RICH = """
+from iqmjx.envs.locomotion.hopper import Hopper
+
+class Rich(Hopper):
+    def judge(self, *told):
+        reward, terminated, metrics = super().judge(*told)
+        return reward * 1e25, terminated, metrics  # its square is no float32
+"""
+
+
 def test_training_that_diverges_stops_and_keeps_what_was_saved(tmp_path):
+    (tmp_path / "wealth.py").write_text(RICH)
     folder = tmp_path / "run"
-    result = command("train", *SETTINGS, "--learning_rate", "1e30", "--logdir", folder)
+    rest = [s for s in SETTINGS if "--env" not in s]
+    flags = ["--env=wealth:Rich", *rest, "--logdir", folder]
+    result = command("train", *flags, cwd=tmp_path, env=environment())
     assert result.returncode == 1
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("error: training of seed 0 diverged between ")

@@ -230,8 +230,7 @@ def test_the_script_of_an_installed_command_finds_the_working_directory(outside)
     script.parent.mkdir()
     script.write_text(
         "from iqmjx.commands import cli, train\n"
-        "from absl import flags\n"
-        "cli.run(lambda: print(flags.FLAGS.boldness))\n"
+        "cli.run(lambda: print(train.FLAGS.boldness), train.FLAGS)\n"
     )
     arguments = ["--boldness=0.5", "--algo=made_up:Bold"]
     result = subprocess.run(

@@ -69,7 +69,7 @@ def assert_same_learning(folder, other, rtol=1e-4):
         for f in (folder, other)
     ]
     np.testing.assert_allclose(*returns, rtol=rtol)
-    assert len(returns[0]) == 2
+    assert len(returns[0]) >= 2
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def test_seeds_have_folders_and_policies_of_their_own(tmp_path):
     folder = tmp_path / "run"
     (said,) = finish(on_devices(1, *SETTINGS, "--num_seeds=2", "--logdir", folder))
     assert "means over 2 seeds" in said
-    assert sorted(p.name for p in folder.iterdir()) == [
+    assert sorted(p.name for p in folder.iterdir() if p.name[0] != ".") == [
         "checkpoints",
         "config.json",
         "seed0",

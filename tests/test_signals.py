@@ -64,7 +64,7 @@ def test_where_there_is_something_to_save_a_signal_is_noted_and_said(number):
     code, output = finish(process)
     assert code == 0
     first, second = output.splitlines()
-    assert "the state saved" in first and second == "saved"
+    assert "stopping after this chunk" in first and second == "saved"
 
 
 def test_a_signal_is_answered_while_the_main_thread_computes():

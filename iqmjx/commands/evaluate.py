@@ -63,6 +63,8 @@ def main() -> None:
         for problem in saved.unreadable:
             print(f"warning: {problem}; playing an older one", file=sys.stderr)
         twin = _twin(saved.config.env)
+        if _VIDEO.value:
+            _check_video(Path(_VIDEO.value))
         sim = _SIM.value or ("gymnasium" if twin else saved.config.physics)
         if sim == "gymnasium":
             episodes = _play_in_gymnasium(saved, twin)
@@ -133,8 +135,6 @@ def _check_flags() -> None:
         )
     if _VIDEO.value and not _VIDEO.value.endswith(".mp4"):
         raise UsageError(f"--video {_VIDEO.value}: give a file name ending in .mp4")
-    if _VIDEO.value:
-        _check_video(Path(_VIDEO.value))
 
 
 def _check_video(path: Path) -> None:

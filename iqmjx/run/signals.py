@@ -62,8 +62,8 @@ class Stop:
             elif not self.requested:
                 self.requested = True
                 self._say(
-                    "stopping: this chunk is finished and the state saved; Ctrl-C "
-                    "again ends at once, with the last checkpoint"
+                    "stopping after this chunk ... (Ctrl-C again: at once, with the "
+                    "last checkpoint)"
                 )
             elif number == signal.SIGINT:  # Slurm sends SIGTERM more than once
                 _leave("stopped at once", _code(number))
