@@ -24,6 +24,7 @@ def test_training_meets_the_best_of_its_class(name, num_bins):
     np.testing.assert_allclose(learned.expected_reward, best.expected_reward, rtol=0.03)
 
 
+@pytest.mark.slow
 def test_a_flow_of_the_usual_bins_is_near_the_best_density():
     learned, best = coordination.learn("flow"), coordination.best("flow")
     assert 0.95 * best.soft_value < learned.soft_value <= best.soft_value

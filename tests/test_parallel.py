@@ -172,7 +172,7 @@ def _without_keys(state):
     return dataclasses.replace(state, key=jax.random.key_data(state.key))
 
 
-@pytest.mark.parametrize("algo", ["iq", "sac"])
+@pytest.mark.parametrize("algo", ["iq", pytest.param("sac", marks=pytest.mark.slow)])
 def test_a_seed_among_others_is_its_solo_run(algo):
     """Over 20 chunks, to float tolerance: learner, worlds and replay."""
 
