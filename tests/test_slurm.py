@@ -71,8 +71,8 @@ class Job:
         before = len(self.steps())
         self.wait_until(lambda: len(self.steps()) >= before + 10)
 
-    def wait_until(self, condition):
-        assert wait_until(condition), self.output.read_text()
+    def wait_until(self, condition, seconds=180.0):
+        assert wait_until(condition, seconds), self.output.read_text()
 
 
 def slurm_command(*arguments):
@@ -125,7 +125,7 @@ def test_a_job_goes_on_after_every_way_of_being_stopped(slurm, tmp_path, tasks):
         job.wait_until(lambda wanted=restarts: job.said("resuming at ") == wanted)
         assert job.said("state saved") == restarts, stop
         assert job["Restarts"] == str(restarts)
-    job.wait_until(lambda: job["JobState"] == "COMPLETED")
+    job.wait_until(lambda: job["JobState"] == "COMPLETED", seconds=900)
     assert job.steps() == list(range(32, 20_001, 32))
     assert not job.said("resuming at 0 ") and job.said("done; ") == 1
 
