@@ -77,6 +77,7 @@ SMALL = {
     "discounting": 0.99,
     "advantage_scale": 0.1,
     "value_scale": 1.0,
+    "num_value_networks": 1,
     "num_eval_envs": 2,
     "num_evals": 2,
     "num_timesteps": 8 * 4 * 6,
