@@ -204,6 +204,7 @@ def test_seeds_have_folders_and_policies_of_their_own(tmp_path):
     folder = tmp_path / "run"
     (said,) = finish(on_devices(1, *SETTINGS, "--num_seeds=2", "--logdir", folder))
     assert "means over 2 seeds" in said
+    assert f"--checkpoint {folder}/seed0 plays" in said
     assert sorted(p.name for p in folder.iterdir() if p.name[0] != ".") == [
         "checkpoints",
         "config.json",

@@ -83,7 +83,8 @@ def main(stop: Stop | None = None) -> None:
                 resolved.config, folder, resume=resume, env=setup.env, stop=stop
             )
     if finished and parallel.is_first():
-        print(f"done; python -m iqmjx.evaluate --checkpoint {folder} plays the policy")
+        _, first = run_folder.seeds(resolved.config, folder)[0]
+        print(f"done; python -m iqmjx.evaluate --checkpoint {first} plays the policy")
     sys.exit(0)
 
 
