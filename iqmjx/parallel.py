@@ -312,6 +312,24 @@ def tell_all(text: str) -> str:
     return bytes(np.asarray(told, np.uint8)).rstrip(b"\0").decode()
 
 
+def by_first(find: Callable[[], str]) -> str:
+    """What process 0 finds, on every process; all processes must call it.
+
+    Raises:
+        UsageError: on every process, where `find` raises one on process 0.
+    """
+    failed, text = False, ""
+    if is_first():
+        try:
+            text = find()
+        except UsageError as error:
+            failed, text = True, str(error)
+    told = tell_all(f"{int(failed)}{text}")
+    if told[0] == "1":
+        raise UsageError(told[1:])
+    return told[1:]
+
+
 def gather(value: np.ndarray) -> np.ndarray:
     """Every process's value, stacked; all processes must call it."""
     if jax.process_count() == 1:

@@ -19,15 +19,7 @@ from iqmjx.errors import UsageError
 from iqmjx.run import memory, throughput
 
 FLAGS = flags.FlagValues()
-_PRESET = flags.DEFINE_string(
-    "preset",
-    "auto",
-    f"auto (by platform), {', '.join(presets.PRESETS)}.",
-    flag_values=FLAGS,
-)
-_JSON = flags.DEFINE_bool(
-    "json", False, "Print one JSON object and nothing else.", flag_values=FLAGS
-)
+_PRESET, _JSON = cli.define_preset(FLAGS), cli.define_json(FLAGS)
 _SWEEP = flags.DEFINE_list(
     "sweep",
     None,

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import jax
 from absl import app, flags, logging
 
-from iqmjx import agents, parallel
+from iqmjx import agents, parallel, presets
 from iqmjx.config import Config, setting_fields
 from iqmjx.errors import RunError, UsageError
 from iqmjx.run.terminal import plain
@@ -127,6 +127,18 @@ _DEFINE: dict[str, Callable[..., Any]] = {
 }
 _setting_kinds: dict[str, str] = {}
 """The types of the settings that are flags, by name."""
+
+
+def define_preset(own: flags.FlagValues) -> flags.FlagHolder[str]:
+    """Defines --preset."""
+    named = f"auto (by platform), {', '.join(presets.PRESETS)}."
+    return flags.DEFINE_string("preset", "auto", named, flag_values=own)
+
+
+def define_json(own: flags.FlagValues) -> flags.FlagHolder[bool]:
+    """Defines --json."""
+    told = "Print one JSON object and nothing else."
+    return flags.DEFINE_bool("json", False, told, flag_values=own)
 
 
 def define_config_flags(own: flags.FlagValues = flags.FLAGS) -> None:

@@ -43,9 +43,7 @@ _DETERMINISTIC = flags.DEFINE_bool(
 _SEED = flags.DEFINE_integer(
     "seed", 0, "Seed of resets and of sampled actions.", flag_values=FLAGS
 )
-_JSON = flags.DEFINE_bool(
-    "json", False, "Print one JSON object and nothing else.", flag_values=FLAGS
-)
+_JSON = cli.define_json(FLAGS)
 _VIDEO = flags.DEFINE_string(
     "video",
     None,

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
@@ -22,12 +21,7 @@ from iqmjx.run.terminal import plain
 from iqmjx.settings import LARGEST_INT, refuse
 
 FLAGS = flags.FlagValues()
-_PRESET = flags.DEFINE_string(
-    "preset",
-    "auto",
-    f"auto (by platform), {', '.join(presets.PRESETS)}.",
-    flag_values=FLAGS,
-)
+_PRESET = cli.define_preset(FLAGS)
 _LOGDIR = flags.DEFINE_string(
     "logdir",
     None,
@@ -76,7 +70,7 @@ def main(stop: Stop | None = None) -> None:
             memory.check(parts, setup.config)
             resolved = dataclasses.replace(resolved, config=setup.config)
             prepared = stack, resume, resolved, parts, setup.env.physics.name
-            folder = Path(_by_first(lambda: str(_prepare(*prepared))))
+            folder = Path(parallel.by_first(lambda: str(_prepare(*prepared))))
         stop.farewell = f"stopped; to go on: {run_folder.resume_command(folder)}"
         with cli.run_errors():
             finished = trainer.train(
@@ -105,24 +99,6 @@ def _join_processes() -> None:
         if not 0 <= own < count:
             refuse("process_id", own, f"give a whole number from 0 to {count - 1}")
     parallel.join(*told)
-
-
-def _by_first(prepare: Callable[[], str]) -> str:
-    """What process 0 prepares, on every process.
-
-    Raises:
-        UsageError: on every process, where it is raised on process 0.
-    """
-    ok, text = True, ""
-    if parallel.is_first():
-        try:
-            text = prepare()
-        except UsageError as error:
-            ok, text = False, str(error)
-    text = parallel.tell_all(f"{int(ok)}{text}")
-    if text[0] == "0":
-        raise UsageError(text[1:])
-    return text[1:]
 
 
 def _prepare(

@@ -113,7 +113,7 @@ def _restore_step(
     reader: ocp.Checkpointer, path: Path, setup: loop.Setup, wanted: loop.TrainState
 ) -> tuple[loop.TrainState, list[str]]:
     """The state of one step, and a line where its shards are divided anew."""
-    checked = _verify(path)
+    checked = parallel.by_first(lambda: str(steps.verify(path))) == "True"
     items: Any = reader.metadata(path).item_metadata
     saved: dict[str, Mapping[str, Any]] = {}
     for part in _parts(wanted):
@@ -136,20 +136,6 @@ def _restore_step(
             f"{layout.num_shards}"
         ]
     return jax.tree.map(_typed, raw, wanted), told
-
-
-def _verify(path: Path) -> bool:
-    """`steps.verify` by the first process, on every process."""
-    found = ""
-    if parallel.is_first():
-        try:
-            found = str(steps.verify(path))
-        except (OSError, ValueError) as error:
-            found = str(error)
-    found = parallel.tell_all(found)
-    if found not in ("True", "False"):
-        raise ValueError(found)
-    return found == "True"
 
 
 def _refuse_differences(

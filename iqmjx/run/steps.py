@@ -114,9 +114,7 @@ class Steps:
 
     def _told(self, find: Callable[[], str]) -> str:
         """What this process finds; where all processes save, what the first does."""
-        if not self._by_all:
-            return find()
-        return parallel.tell_all(find() if self._writes_files else "")
+        return parallel.by_first(find) if self._by_all else find()
 
 
 def numbers(folder: Path) -> list[int]:
@@ -164,17 +162,20 @@ def verify(step: Path) -> bool:
         Whether there are checksums; steps of older versions have none.
 
     Raises:
-        ValueError: naming a file that is missing, or is not what was written.
+        UsageError: naming a file that is missing, or is not what was written.
     """
     path = step / _DIGESTS
     if not path.is_file():
         return False
-    saved, found = json.loads(path.read_bytes()), _digests(step)
+    try:
+        saved, found = dict(json.loads(path.read_bytes())), _digests(step)
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
     for name in sorted(saved.keys() | found.keys()):
         if name not in found:
-            raise ValueError(f"{name} is missing")
+            raise UsageError(f"{name} is missing")
         if found[name] != saved.get(name):
-            raise ValueError(f"{name} is damaged: it is not what was written")
+            raise UsageError(f"{name} is damaged: it is not what was written")
     return True
 
 
