@@ -167,7 +167,7 @@ class Env(abc.ABC):
         low, high = np.asarray(model.actuator_ctrlrange, np.float32).T
         for actuator in np.flatnonzero(low >= high):
             named = model.actuator(actuator).name or actuator
-            raise UsageError(f"actuator {named} of {self.name} needs a ctrlrange")
+            raise UsageError(f"its actuator {named} needs a ctrlrange")
         self._ctrl_center, self._ctrl_scale = (high + low) / 2, (high - low) / 2
 
     def spec(self) -> mujoco.MjSpec:
@@ -178,12 +178,12 @@ class Env(abc.ABC):
         """
         owners = [kind for kind in type(self).__mro__ if "xml" in vars(kind)]
         if not owners:
-            raise UsageError(f"{self.name}: set xml, the model's file, or write spec()")
+            raise UsageError("set xml, the model's file, or write spec()")
         path = Path(inspect.getfile(owners[0])).parent / self.xml
         try:
             return mujoco.MjSpec.from_file(str(path))
         except ValueError as error:
-            raise UsageError(f"{self.name}: {error}") from error
+            raise UsageError(str(error)) from error
 
     @abc.abstractmethod
     def initial(self, key: PRNGKeyArray) -> Start:
@@ -209,7 +209,7 @@ class Env(abc.ABC):
         drawn, named = set(start.model_fields or {}), set(self.model_fields)
         if drawn != named:
             raise UsageError(
-                f"{self.name}: model_fields names {sorted(named)}, and initial() draws "
+                f"model_fields names {sorted(named)}, and initial() draws "
                 f"{sorted(drawn)}"
             )
         world = self._bounded(self.physics.init(*start))

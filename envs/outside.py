@@ -96,7 +96,7 @@ class Outside:
         """
         for attribute in ("reset", "step", "action_size"):
             if not hasattr(env, attribute):
-                raise UsageError(f"{name} is no task: it has no {attribute}")
+                raise UsageError(f"it is no task: it has no {attribute}")
         self._env = env
         self.name, self.physics = name, OwnEngine(engine)
         self.terminates, self.episode_length = terminates, episode_length
@@ -129,9 +129,8 @@ class Outside:
         self._tree = jax.tree.structure(after)
         if jax.tree.structure(first) != self._tree:
             raise UsageError(
-                f"{self.name}: step() returns a state of another structure than "
-                f"reset(), such as an entry of info or metrics that only one of them "
-                f"has"
+                "step() returns a state of another structure than reset(), such as an "
+                "entry of info or metrics that only one of them has"
             )
         paths = [
             jax.tree_util.keystr(path, simple=True, separator=".")
@@ -143,8 +142,8 @@ class Outside:
         ):
             if was.shape != now.shape:
                 raise UsageError(
-                    f"{self.name}: step() changes the shape of {path} from "
-                    f"{was.shape} to {now.shape}"
+                    f"step() changes the shape of {path} from {was.shape} to "
+                    f"{now.shape}"
                 )
         keys = jnp.broadcast_to(key, (_SOME_WORLDS, *key.shape))
         batched = jax.tree.leaves(_shapes(jax.vmap(self._env.reset), keys))
@@ -187,8 +186,8 @@ class Outside:
         if isinstance(obs, Mapping):
             if "state" not in obs:
                 raise UsageError(
-                    f"{self.name}: of its observations {', '.join(map(str, obs))}, "
-                    f"none is called state, which the agent would see"
+                    f"of its observations {', '.join(map(str, obs))}, none is called "
+                    f"state, which the agent would see"
                 )
             obs = obs["state"]
         return jnp.asarray(obs, jnp.float32).reshape(-1)
@@ -196,8 +195,7 @@ class Outside:
     def _number(self, what: str, value: Any) -> Float[Array, ""]:
         if jnp.size(value) != 1:
             raise UsageError(
-                f"{self.name}: {what} has the shape {jnp.shape(value)}, and is to be "
-                f"one number"
+                f"its {what} has the shape {jnp.shape(value)}, and is to be one number"
             )
         return jnp.asarray(value, jnp.float32).reshape(())
 

@@ -22,6 +22,7 @@ from iqmjx import acting, agents, envs, normalize, parallel, replay
 from iqmjx.config import Config
 from iqmjx.envs import vector
 from iqmjx.envs.vector import VectorState
+from iqmjx.errors import UsageError
 from iqmjx.normalize import Normalizer
 from iqmjx.parallel import BY_SEED, BY_SHARD, SAME, Layout, Shards
 from iqmjx.replay import ReplayState, Transition
@@ -116,7 +117,10 @@ def make_setup(
     if env is None:
         own_shards = layout.own_seeds * layout.own_shards
         worlds = own_shards * config.num_envs // layout.num_shards
-        env = envs.make(config.env, config.physics, worlds)
+        try:
+            env = envs.make(config.env, config.physics, worlds)
+        except UsageError as error:
+            raise UsageError(f"--env {config.env}: {error}") from error
     agent = agents.make(config, env.observation_size, env.action_size)
     return Setup(config, env, agent, layout)
 

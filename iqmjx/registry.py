@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from iqmjx.errors import UsageError
+
+_TOLD = 12  # names in one message
+
+
+class NotFoundError(UsageError):
+    """There is no class where a name says that it is."""
 
 
 def find(kind: str, name: str, known: Mapping[str, str | type]) -> Any:
@@ -22,8 +29,8 @@ def find(kind: str, name: str, known: Mapping[str, str | type]) -> Any:
             only now.
 
     Raises:
-        UsageError: for an unknown name or none, and as `load`; the message names the
-            flag.
+        NotFoundError: for an unknown name, and as `load`; the message names the flag.
+        UsageError: where it is no name.
     """
     if not isinstance(name, str):
         raise UsageError(f"--{kind} {name}: give a name")
@@ -34,9 +41,33 @@ def find(kind: str, name: str, known: Mapping[str, str | type]) -> Any:
         if ":" in place:
             return load(place)
         hint = close(name, known)
-        raise UsageError(f"{hint} (there are {', '.join(known)}, or any module:Class)")
-    except UsageError as error:
-        raise UsageError(f"--{kind} {name}: {error}") from error.__cause__
+        raise NotFoundError(f"{hint}, or any package.module:Class")
+    except NotFoundError as error:
+        raise NotFoundError(f"--{kind} {name}: {error}") from error.__cause__
+
+
+def check(kind: str, name: str, found: Any, calls: Mapping[str, str]) -> None:
+    """Holds a class to the calls that its family is asked for.
+
+    Args:
+        kind: the flag that takes the name, for messages.
+        name: what the flag was given.
+        found: the class.
+        calls: the methods, each with the arguments it is given: `{"write": "a, b"}`.
+
+    Raises:
+        UsageError: where it has no such method, or one that cannot be called so.
+    """
+    for method, parameters in calls.items():
+        function = inspect.getattr_static(found, method, None)
+        unbound = inspect.isfunction(function)
+        arguments = [*["self"] * unbound, *parameters.split(", ")]
+        try:
+            inspect.signature(getattr(found, method)).bind(*filter(None, arguments))
+        except (AttributeError, TypeError) as error:
+            raise UsageError(
+                f"--{kind} {name}: the class needs a method {method}({parameters})"
+            ) from error
 
 
 def load(place: str) -> Any:
@@ -46,23 +77,24 @@ def load(place: str) -> Any:
     and an installed command's script does not.
 
     Raises:
-        UsageError: in one line, where there is none, or its module cannot be imported.
+        NotFoundError: in one line, where there is none, or its module cannot be
+            imported.
     """
     module_name, _, attribute = place.partition(":")
     if not all(p.isidentifier() for p in (*module_name.split("."), attribute)):
-        raise UsageError("give package.module:Class")
+        raise NotFoundError("give package.module:Class")
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and _is_part(error.name, module_name):
-            raise UsageError(
+            raise NotFoundError(
                 f"there is no module {error.name}; it must be installed, or lie in the "
                 f"working directory or on PYTHONPATH"
             ) from error
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UsageError(f"{module_name} cannot be imported: {what}") from error
+        raise NotFoundError(f"{module_name} cannot be imported: {what}") from error
     found = getattr(module, attribute, None)
     if callable(found):
         return found
@@ -71,7 +103,9 @@ def load(place: str) -> Any:
         for name, value in vars(module).items()
         if callable(value) and getattr(value, "__module__", None) == module.__name__
     ]
-    raise UsageError(f"{module_name} has no {attribute}; {close(attribute, its_own)}")
+    raise NotFoundError(
+        f"{module_name} has no {attribute}; {close(attribute, its_own)}"
+    )
 
 
 def close(name: str, known: Iterable[str]) -> str:
@@ -80,7 +114,10 @@ def close(name: str, known: Iterable[str]) -> str:
     found = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)
     if found:
         return f"did you mean {' or '.join(lower[each] for each in found)}?"
-    return f"choose one of {', '.join(lower.values())}" if lower else "there is none"
+    if not lower:
+        return "there is none"
+    others = f" or {len(lower) - _TOLD} others" if len(lower) > _TOLD else ""
+    return f"choose one of {', '.join(list(lower.values())[:_TOLD])}{others}"
 
 
 def _is_part(missing: str | None, module_name: str) -> bool:

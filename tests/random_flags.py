@@ -83,7 +83,6 @@ def refused_flag(message: str) -> tuple[str, str]:
     """
     forms = (
         r"error: --(\w+) (.*?): .+\n",
-        r"error: flag --(\w+)=(.*?): .+\n",
         r"error: Unknown command line flag '(\w+)'().*\n",
     )
     for form in forms:
@@ -95,7 +94,7 @@ def refused_flag(message: str) -> tuple[str, str]:
 def advice(message: str) -> dict[str, str]:
     """What a refusal says to give instead; {}: only that a value is of no use."""
     flag, value = refused_flag(message)
-    if message.startswith("error: Unknown") or message.startswith("error: flag"):
+    if message.startswith("error: Unknown"):
         return {}
     fix = message.split(": ", 2)[2].strip()
     number = r"(-?[\d.]+(?:e[+-]?\d+)?)"

@@ -48,10 +48,16 @@ class Taken:
     batch_size: int = 3
 
 
-class Clash:
+class Clash(iq.ImplicitQ):
     """Its setting has the name of one that every run has."""
 
     Settings = Taken
+
+
+class Unmade:
+    """It has settings, and cannot be made of them."""
+
+    Settings = Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Flagged:
     logdir: str = ""
 
 
-class Hidden:
+class Hidden(iq.ImplicitQ):
     """Its setting has the name of a flag of the command."""
 
     Settings = Flagged
@@ -68,6 +74,19 @@ class Hidden:
 @dataclasses.dataclass(frozen=True)
 class Wide(Gaussian):
     """A Gaussian under another name."""
+
+
+class Mute:
+    """No logger: its write takes no row."""
+
+    def __init__(self, folder, config, resume_at):
+        pass
+
+    def write(self, env_steps):
+        pass
+
+    def close(self):
+        pass
 
 
 class Diary:
@@ -172,11 +191,34 @@ def test_a_run_of_it_is_logged_outside_and_leaves_a_policy_to_load(outside):
     assert action.shape == (5, 3) and jax.numpy.isfinite(action).all()
 
 
+@pytest.mark.parametrize("part", [{"algo": "made_up:Bold"}, {"policy": "made_up:Wide"}])
+def test_a_policy_whose_class_is_gone_says_so_once(outside, part):
+    """Its older steps need the same class; none of them is damaged."""
+    config = toys.config(**part)
+    setup = loop.make_setup(config)
+    actors = loop.average_actors(setup, loop.init(setup))
+    actor = jax.tree.map(lambda leaf: np.asarray(leaf[0]), actors)
+    store = saved_policy.PolicyStore(outside / "run", config, (11, 3))
+    for env_steps in (1, 2):
+        store.save(env_steps, actor)
+    store.close()
+    (outside / "made_up.py").unlink()
+    sys.modules.pop("made_up")
+    with pytest.raises(
+        ValueError, match="there is no module made_up; it must"
+    ) as error:
+        saved_policy.load(outside / "run" / saved_policy.NEWEST)
+    (name, value), *_ = part.items()
+    assert str(error.value).startswith(f"the policy of step 2: {name} {value}: ")
+    assert str(error.value).count("there is no module") == 1
+
+
 @pytest.mark.parametrize(
     ("algo", "message"),
     [
         ("made_up:Clash", "made_up:Clash: .*that every run has: batch_size"),
         ("made_up:MODULE", "made_up has no MODULE"),
+        ("made_up:Unmade", "made_up:Unmade: .* a method from_config.config, obs"),
         ("made_up:Wide", "made_up:Wide: the class needs a dataclass named Settings"),
     ],
 )
@@ -210,9 +252,16 @@ def test_its_settings_are_flags_and_are_kept_in_the_run_folder(outside):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--algo=made_up:Bold", "--boldness=much"], "flag --boldness=much"),
+        (
+            ["--algo=made_up:Bold", "--boldness=much"],
+            "--boldness much: give a number, such as",
+        ),
         (["--algo=made_up:Bold", "--steps_back=0"], "--steps_back 0: .*at least 1"),
         (["--algo=sac", "--boldness=1"], "boldness"),
+        (["--num_envs=1e3"], "--num_envs 1e3: give a whole number, such as 1000$"),
+        (["--env=os:getcwd"], "--env os:getcwd: it is no task: it has no reset"),
+        (["--loggers=made_up:Bold"], "--loggers made_up:Bold: .* a method __init__"),
+        (["--loggers=made_up:Mute"], "--loggers made_up:Mute: .* write.env_steps, row"),
         (["--algo=made_up:Hidden"], "made_up:Hidden: the command has a flag logdir"),
         (["--algo=made_down:Bold", "--boldness=1"], "no module made_down"),
     ],

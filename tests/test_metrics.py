@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pytest
 
+from iqmjx.errors import RunError
 from iqmjx.run import metrics
 from tests import toys
 
@@ -123,11 +124,55 @@ def test_a_logger_that_fails_does_not_end_the_run(tmp_path, monkeypatch):
     to = log(tmp_path, told.append, loggers=(f"{__name__}:Failing",))
     to.write(0, {"a": 1.0})
     to.write(32, {"a": 1.0})
-    assert told == ["warning: Failing cannot be written: No space left on device"]
+    name = f"{__name__}:Failing"
+    assert told == [f"warning: {name} cannot be written: No space left on device"]
     monkeypatch.setattr(Failing, "full", False)
     to.write(64, {"a": 1.0})
     to.close()
     assert Failing.rows == [64] and len(metrics.read(tmp_path)) == 3
+
+
+class Broken(Failing):
+    """A logger with a bug."""
+
+    def write(self, env_steps, row):
+        if self.full:
+            row["loss"]
+
+
+def test_a_logger_with_a_bug_does_not_end_the_run(tmp_path, monkeypatch):
+    told = []
+    name = f"{__name__}:Broken"
+    to = log(tmp_path, told.append, loggers=(name,))
+    to.write(0, {"a": 1.0})
+    to.write(32, {"a": 1.0})
+    (line,) = told
+    assert line.startswith(f"warning: {name} cannot be written: KeyError: 'loss' (")
+    assert f"{__file__}, line " in line
+    monkeypatch.setattr(Broken, "full", False)
+    to.write(64, {"a": 1.0})
+    monkeypatch.setattr(Broken, "full", True)
+    to.write(96, {"a": 1.0})  # a new failure is told again
+    to.close()
+    assert told == [line, line] and len(metrics.read(tmp_path)) == 4
+
+
+class Closed:
+    """A logger that cannot be opened, as one of a service that is away."""
+
+    def __init__(self, folder, config, resume_at):
+        raise ConnectionError("no answer\nfrom the service")
+
+    write = Failing.write
+    close = Failing.close
+
+
+def test_a_logger_that_cannot_be_opened_is_named_in_one_line(tmp_path):
+    name = f"{__name__}:Closed"
+    told = f"^--loggers {name}: it cannot be opened: ConnectionError: no answer from"
+    with pytest.raises(RunError, match=told) as error:
+        log(tmp_path, loggers=(name,))
+    assert "\n" not in str(error.value)
 
 
 def test_tensorboard_shows_what_was_written_and_drops_what_comes_again(tmp_path):

@@ -28,7 +28,7 @@ def test_modules_are_imported_only_when_asked_for(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("decodr", "--algo decodr: did you mean decoder.*decoder, text, here"),
+        ("decodr", "--algo decodr: did you mean decoder[?], or any package.module"),
         ("xyz", "--algo xyz: choose one of decoder, text, here"),
         ("json:JSONEncode", "--algo json:JSONEncode: json has no JSONEncode; "),
         ("no_such_module:A", "there is no module no_such_module"),
@@ -42,6 +42,35 @@ def test_what_cannot_be_found_is_named_in_one_line(name, message):
     with pytest.raises(ValueError, match=message) as error:
         registry.find("algo", name, KNOWN)
     assert "\n" not in str(error.value)
+
+
+def test_of_many_names_some_are_told():
+    told = registry.close("xyz", [f"task{i}" for i in range(50)])
+    assert told.startswith("choose one of task0, ") and "task11 or 38 others" in told
+
+
+class Maker:
+    def method(self, first, second): ...
+
+    @classmethod
+    def of_class(cls, first, second): ...
+
+    @staticmethod
+    def plain(first, second): ...
+
+    none = None
+
+
+@pytest.mark.parametrize("method", ["method", "of_class", "plain"])
+def test_a_class_is_held_to_its_calls(method):
+    registry.check("algo", "x:Maker", Maker, {method: "first, second"})
+    for parameters in ("first", "", "first, second, third"):
+        needs = rf"^--algo x:Maker: the class needs a method {method}\({parameters}\)$"
+        with pytest.raises(ValueError, match=needs):
+            registry.check("algo", "x:Maker", Maker, {method: parameters})
+    for missing in ("nothing", "none"):
+        with pytest.raises(ValueError, match=f"needs a method {missing}"):
+            registry.check("algo", "x:Maker", Maker, {missing: "first"})
 
 
 @pytest.mark.parametrize(

@@ -85,17 +85,19 @@ ALGORITHMS: dict[str, str | type] = {
     "sac": "iqmjx.agents.sac:SoftActorCritic",
 }
 """Names of algorithms, and where their classes are."""
+_CALLS = {"from_config": "config, observation_size, action_size"}
 
 
 def find(algo: str) -> Algorithm:
     """The class of an algorithm: a name in ALGORITHMS, or `package.module:Class`.
 
     Raises:
-        UsageError: where there is none, or it has no Settings.
+        UsageError: where there is none, or it has no Settings or no from_config.
     """
     found = registry.find("algo", algo, ALGORITHMS)
     if not dataclasses.is_dataclass(getattr(found, "Settings", None)):
         raise UsageError(f"--algo {algo}: the class needs a dataclass named Settings")
+    registry.check("algo", algo, found, _CALLS)
     return found
 
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -71,7 +72,7 @@ def run(main: Callable[[], None], own: flags.FlagValues = flags.FLAGS) -> None:
         try:
             rest = flags.FLAGS(argv)
         except flags.Error as error:
-            fail(" ".join(str(error).split()))
+            fail(_parse_error(error))
         own.mark_as_parsed()
         if len(rest) > 1:
             fail(
@@ -95,6 +96,19 @@ def run(main: Callable[[], None], own: flags.FlagValues = flags.FLAGS) -> None:
     finally:
         if own is not flags.FLAGS:
             flags.FLAGS.remove_flag_values(own)
+
+
+def _parse_error(error: flags.Error) -> str:
+    """What the parser has against a command line, in one line of ours."""
+    text = " ".join(str(error).split())
+    illegal = re.match(r"flag --(\w+)=(.*?): ", text)
+    if illegal and isinstance(error, flags.IllegalFlagValueError):
+        parser = flags.FLAGS[illegal[1]].parser
+        if isinstance(parser, flags.IntegerParser):
+            return f"--{illegal[1]} {illegal[2]}: give a whole number, such as 1000"
+        if isinstance(parser, flags.FloatParser):
+            return f"--{illegal[1]} {illegal[2]}: give a number, such as 0.5"
+    return text
 
 
 def _may_run_mjx() -> bool:

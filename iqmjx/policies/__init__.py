@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 from iqmjx import registry
-from iqmjx.errors import UsageError
 from iqmjx.policies.base import Policy, Settings
 
 CLASSES: dict[str, str | type] = {
@@ -21,6 +20,7 @@ CLASSES: dict[str, str | type] = {
     "tanh_gaussian": "iqmjx.policies.tanh_gaussian:TanhGaussian",
 }
 """Names of policy classes, and where they are."""
+_CALLS = {"from_settings": "settings, action_size"}
 
 
 def find(name: str) -> Any:
@@ -30,10 +30,7 @@ def find(name: str) -> Any:
         UsageError: where there is none, or it has no from_settings.
     """
     found = registry.find("policy", name, CLASSES)
-    if not hasattr(found, "from_settings"):
-        raise UsageError(
-            f"--policy {name}: the class needs a class method from_settings"
-        )
+    registry.check("policy", name, found, _CALLS)
     return found
 
 

@@ -27,7 +27,6 @@ from iqmjx.run import memory, steps
 CHECKPOINTS = "checkpoints"
 _NEWEST_KEPT = 2
 _CHUNK_BYTES = 2**26  # what is compressed at a time
-_NAMES_TOLD = 3
 _STEPS = "envs.steps"  # of the item `worlds`: [S, G, N/G]
 
 
@@ -145,10 +144,10 @@ def _refuse_differences(
     parts = _parts(wanted)
     told = [line for part in parts for line in differences(saved[part], parts[part])]
     if told:
-        more = f" and {len(told) - _NAMES_TOLD} more" if told[_NAMES_TOLD:] else ""
+        more = f" (and {len(told) - 1} more differ)" if told[1:] else ""
         raise ValueError(
             "it was saved by another version of iqmjx, or with other settings: "
-            f"{', '.join(told[:_NAMES_TOLD])}{more}"
+            f"{told[0]}{more}"
         )
 
 

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,11 +22,17 @@ from tensorboardX.proto import event_pb2, summary_pb2
 
 from iqmjx import loop, registry, strict_json
 from iqmjx.config import Config
+from iqmjx.errors import RunError
 from iqmjx.run import run_folder
 
 _event: Any = event_pb2  # protobuf makes their classes when they are imported
 _summary: Any = summary_pb2
 FILE = "metrics.jsonl"
+_CALLS = {
+    "__init__": "folder, config, resume_at",
+    "write": "env_steps, row",
+    "close": "",
+}
 BEGINNING = -1
 """What a run is resumed at that had no checkpoint yet: no row of it is kept."""
 
@@ -87,7 +94,8 @@ class TensorBoard:
 class MetricsLog:
     """Appends rows to a run folder, one JSON object per line, and to its loggers.
 
-    What cannot be written is said once, and lost; a run does not end for it.
+    What cannot be written, or a logger does not take, is said once, and lost; a run
+    does not end for it.
     """
 
     def __init__(
@@ -107,41 +115,39 @@ class MetricsLog:
             warn: told in a line what could not be read or written.
 
         Raises:
-            UsageError: for an unknown logger.
+            RunError: where a logger cannot be opened; the message names it.
         """
-        kinds = find_loggers(config)
         path = folder / FILE
         if resume_at is not None and path.exists():
             _drop_rows_after(path, resume_at, warn)
         self._warn = warn
         self._lines = _Lines(path)
-        self._loggers = [kind(folder, config, resume_at) for kind in kinds]
-        self._failing: set[Any] = set()
+        self._loggers = _open_loggers(folder, config, resume_at)
+        self._failing: set[str] = set()
 
     def write(self, env_steps: int, row: dict[str, float]) -> None:
         """Writes one row; numbers that are not finite become null."""
         finite = {name: value for name, value in row.items() if math.isfinite(value)}
         line = strict_json.dumps({"env_steps": env_steps, **row})
         self._guarded(FILE, lambda: self._lines.write(line))
-        for logger in self._loggers:
-            self._guarded(logger, lambda to=logger: to.write(env_steps, finite))
+        for name, logger in self._loggers.items():
+            self._guarded(name, lambda to=logger: to.write(env_steps, finite))
 
     def close(self) -> None:
         """Closes the file and the loggers."""
         self._lines.close()
-        for logger in self._loggers:
-            self._guarded(logger, logger.close)
+        for name, logger in self._loggers.items():
+            self._guarded(name, logger.close)
 
-    def _guarded(self, target: Any, write: Callable[[], None]) -> None:
+    def _guarded(self, name: str, write: Callable[[], None]) -> None:
         """Writes, and says so where that begins to fail."""
         try:
             write()
-            self._failing.discard(target)
-        except OSError as error:
-            if target not in self._failing:
-                name = target if target == FILE else type(target).__name__
-                self._warn(f"warning: {name} cannot be written: {error.strerror}")
-            self._failing.add(target)
+            self._failing.discard(name)
+        except Exception as error:  # whatever a logger's is: training goes on
+            if name not in self._failing:
+                self._warn(f"warning: {name} cannot be written: {_reason(error)}")
+            self._failing.add(name)
 
 
 class _Lines:
@@ -162,13 +168,39 @@ class _Lines:
         os.close(self._file)
 
 
-def find_loggers(config: Config) -> list[type[Logger]]:
-    """The classes of a run's loggers.
+def find_loggers(config: Config) -> dict[str, type[Logger]]:
+    """The classes of a run's loggers, by the names they were given by.
 
     Raises:
-        UsageError: for an unknown one.
+        UsageError: for an unknown one, or a class that is none.
     """
-    return [registry.find("loggers", name, LOGGERS) for name in config.loggers]
+    found = {name: registry.find("loggers", name, LOGGERS) for name in config.loggers}
+    for name, kind in found.items():
+        registry.check("loggers", name, kind, _CALLS)
+    return found
+
+
+def _open_loggers(
+    folder: Path, config: Config, resume_at: int | None
+) -> dict[str, Logger]:
+    opened = {}
+    for name, kind in find_loggers(config).items():
+        try:
+            opened[name] = kind(folder, config, resume_at)
+        except Exception as error:
+            raise RunError(
+                f"--loggers {name}: it cannot be opened: {_reason(error)}"
+            ) from error
+    return opened
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line, and where it comes from if it is no file's."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{text} ({place.filename}, line {place.lineno})"
 
 
 def read(

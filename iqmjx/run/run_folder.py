@@ -188,10 +188,11 @@ def config_of(saved: Any, where: str) -> Config:
     Raises:
         UsageError: where they have settings that have no equal now, or values that no
             run can have; the message names the field.
+        NotFoundError: where their algorithm cannot be found.
     """
     _part(saved, "algo", str, where)
     values = _flat(saved, where)
-    try:
+    with read_from(where):
         fields = setting_fields(values["algo"])
         before = {
             name: fields[name].metadata.get("before", dataclasses.MISSING)
@@ -204,8 +205,18 @@ def config_of(saved: Any, where: str) -> Config:
                 f"({', '.join(differing)}); use that version, or train anew"
             )
         return Config.of(values | before)
+
+
+@contextlib.contextmanager
+def read_from(where: str) -> Iterator[None]:
+    """Says of settings that cannot be used what they were read from: no flag gave them.
+
+    A UsageError keeps its class.
+    """
+    try:
+        yield
     except UsageError as error:
-        raise UsageError(f"{where}: {str(error).removeprefix('--')}") from error
+        raise type(error)(f"{where}: {str(error).removeprefix('--')}") from error
 
 
 def _part(content: Any, name: str, kind: type, where: str) -> Any:

@@ -40,7 +40,7 @@ class SavedPolicy:
         policy: its policy class.
         actor: its numbers.
         env_steps: how long it had been trained.
-        unreadable: a line about each newer one that could not be read.
+        unreadable: lines about newer ones that could not be read.
     """
 
     config: Config
@@ -120,6 +120,7 @@ def load(folder: Path) -> SavedPolicy:
 
     Raises:
         UsageError: where none can be read.
+        NotFoundError: where its algorithm or policy class cannot be found.
     """
     chosen = int(folder.name) if folder.name.isdecimal() else None
     root = folder if chosen is None else folder.parent
@@ -159,9 +160,11 @@ def locate(path: Path) -> Path:
 def _load_step(path: Path) -> SavedPolicy:
     reader = steps.checkpointer(_handlers())
     about = _read_about(reader, path)
-    config = run_folder.config_of(about["config"], f"the policy of step {path.name}")
+    where = f"the policy of step {path.name}"
+    config = run_folder.config_of(about["config"], where)
     sizes = about["observation_size"], about["action_size"]
-    agent = agents.make(config, *sizes)
+    with run_folder.read_from(where):
+        agent = agents.make(config, *sizes)
 
     def fresh():
         statistics = normalize.init(sizes[0]) if config.normalize_observations else None

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from iqmjx import parallel
+from iqmjx import parallel, registry
 from iqmjx.errors import UsageError
 from iqmjx.run import memory
 
@@ -135,23 +135,26 @@ def read_newest(
         choice: read this step or none.
 
     Returns:
-        The step, what was read of it, and a line about each newer one that could not be
-        read.
+        The step, what was read of it, and a line for each reason why newer ones could
+        not be read.
 
     Raises:
-        UsageError: where none can be read.
+        UsageError: where none can be read; at once a NotFoundError, for a class that is
+            not here.
     """
     steps = numbers(folder)[::-1] if choice is None else [choice]
-    problems = []
+    unread: dict[str, list[int]] = {}
     for step in steps:
         try:
             path = (folder / str(step)).absolute()
-            return step, read(path), problems
+            return step, read(path), _told(unread)
+        except registry.NotFoundError:
+            raise  # an older step needs the same class
         # Damage shows in many ways (missing files, short reads, bad JSON): each is
         # reported, and the next step tried.
         except Exception as error:
-            problems.append(f"step {step} cannot be read: {_reason(error)}")
-    reasons = "; ".join(problems) or "it holds no step"
+            unread.setdefault(_reason(error), []).append(step)
+    reasons = "; ".join(_told(unread)) or "it holds no step"
     raise UsageError(f"{folder}: there is no whole step in it ({reasons})")
 
 
@@ -246,6 +249,14 @@ def _is_storage(error: BaseException | None) -> bool:
         or "OS error" in str(error)
         or _is_storage(error.__cause__ or error.__context__)
     )
+
+
+def _told(unread: dict[str, list[int]]) -> list[str]:
+    """A line for each reason why steps could not be read."""
+    return [
+        f"step{'s' * (len(of) > 1)} {', '.join(map(str, of))} cannot be read: {reason}"
+        for reason, of in unread.items()
+    ]
 
 
 def _reason(error: BaseException) -> str:
