@@ -1,5 +1,6 @@
 """A run folder damaged in one place: what is read of it is right, or refused."""
 
+import json
 import random
 import shutil
 
@@ -9,9 +10,10 @@ import pytest
 
 from iqmjx import loop
 from iqmjx.run import checkpoint, metrics, run_folder, saved_policy, trainer
-from tests.test_checkpoint import start
+from tests.test_checkpoint import CHUNK, start
+from tests.test_cli import command
 
-DAMAGES = 400
+DAMAGES, BY_COMMANDS = 400, 24
 KINDS = ("flip", "truncate", "remove", "zero")
 
 
@@ -55,7 +57,7 @@ def read(name, folder, setup):
     """The step read of one kind of them, what it holds, and what was told."""
     if name == "checkpoints":
         step, state, told = checkpoint.restore(folder, setup)
-        return step, state.replace(key=jax.random.key_data(state.key)), told
+        return step, raw(state), told
     saved = saved_policy.load(folder / name)
     return saved.env_steps, (saved.config, saved.actor), saved.unreadable
 
@@ -113,6 +115,57 @@ def test_single_damages_are_noticed_or_do_no_harm(whole, tmp_path):
     # Nobody reads these: loggers' files, the lock, steps before a newer whole one.
     unread = ("events", ".lock", "checkpoints/160/", "policy/160/")
     assert all(what.startswith(unread) for what in unnoticed)
+
+
+@pytest.mark.slow
+def test_commands_end_as_without_the_damage_or_say_what_they_met(whole, tmp_path):
+    """Each in a process of its own, which must not be aborted either."""
+    folder, setup, _ = whole
+    draw = random.Random(1)
+    files = [p.relative_to(folder) for p in folder.rglob("*") if p.is_file()]
+    read_by_commands = ("config.json", "metrics", "policy/192", "checkpoints/192")
+    kinds = sorted({kind_of(f) for f in files if str(f).startswith(read_by_commands)})
+    wanted = outcomes(shutil.copytree(folder, tmp_path / "reference"), setup)
+    assert not any(told for _, told in wanted)
+    noticed = 0
+    for kind in draw.sample(kinds, BY_COMMANDS):
+        path = draw.choice(sorted(f for f in files if kind_of(f) == kind))
+        run = shutil.copytree(folder, tmp_path / "run")
+        what = f"{path}: {damage(run / path, draw.choice(KINDS), draw)}"
+        for (found, told), (right, _) in zip(outcomes(run, setup), wanted, strict=True):
+            refused = found is None
+            noticed += bool(told)
+            assert told if refused else told or found == right, what
+            assert len(told) <= (1 if refused else 4), (what, told)
+        shutil.rmtree(run)
+    print(f"{BY_COMMANDS} damages met by two commands each; {noticed} times told")
+
+
+def outcomes(run, setup):
+    """What an evaluation and a resume of a run give, and the lines they are told in.
+
+    None where a command refuses to run. The resume starts from whichever step is
+    whole, and ends in the same state.
+    """
+    played = command("evaluate", "--checkpoint", run, "--sim=native", "--json")
+    told = played.stderr.splitlines()
+    assert played.returncode in (0, 2) and "Traceback" not in played.stderr, told
+    evaluation = None if played.returncode else json.loads(played.stdout)["returns"]
+    resume = "--resume", "--logdir", run, "--num_timesteps", 8 * CHUNK
+    went_on = command("train", *resume)
+    lines = (went_on.stdout + went_on.stderr).splitlines()
+    warnings = [line for line in lines if line.startswith(("warning: ", "error: "))]
+    assert went_on.returncode in (0, 1, 2) and "Traceback" not in went_on.stderr, lines
+    end = None
+    if went_on.returncode == 0:
+        step, state, _ = checkpoint.restore(run, setup)
+        assert step == 8 * CHUNK
+        end = [leaf.tobytes() for leaf in jax.tree.leaves(jax.device_get(raw(state)))]
+    return (evaluation, told), (end, warnings)
+
+
+def raw(state):
+    return state.replace(key=jax.random.key_data(state.key))
 
 
 def kind_of(path):
