@@ -81,6 +81,7 @@ def test_autoregressive_log_prob_is_the_product_of_its_conditionals():
     assert np.abs(pair / first[:, None] - pair.sum(0)).max() > 0.05  # dependent
 
 
+@pytest.mark.slow  # a quiet machine's time
 def test_autoregressive_log_prob_costs_at_most_three_times_the_independent_one():
     """A Humanoid's: 348 observations, 17 dimensions of 11 bins, 4096 actions."""
     obs = jax.random.normal(jax.random.key(5), (4096, 348))

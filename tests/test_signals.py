@@ -67,6 +67,7 @@ def test_where_there_is_something_to_save_a_signal_is_noted_and_said(number):
     assert "stopping after this chunk" in first and second == "saved"
 
 
+@pytest.mark.slow  # a quiet machine's time
 def test_a_signal_is_answered_while_the_main_thread_computes():
     script = f"{BUSY}; {BUSY}; {BUSY}"
     process = start(
