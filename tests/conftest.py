@@ -1,4 +1,5 @@
 import os
+import signal
 import socket
 
 # Before jax; processes that tests start inherit both.
@@ -8,6 +9,12 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import pytest
+
+# Jobs in the background and under nohup are started deaf to these, and what tests start
+# from there would be as well.
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, signal.SIG_DFL)
 
 
 @pytest.fixture

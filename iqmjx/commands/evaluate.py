@@ -71,7 +71,10 @@ def main() -> None:
             memory.check_episodes(env, _EPISODES.value)
             sim, episodes = env.physics.name, _play_on_engine(saved, env)
     valid = np.asarray(episodes.valid)
-    returns, lengths = np.asarray(episodes.returns), np.asarray(episodes.lengths)
+    returns, lengths = (
+        np.asarray(values, np.float64)
+        for values in (episodes.returns, episodes.lengths)
+    )
     report = {
         "env": twin.gymnasium_id if twin else saved.config.env,
         "sim": sim,

@@ -96,6 +96,9 @@ class MetricsLog:
 
     What cannot be written, or a logger does not take, is said once, and lost; a run
     does not end for it.
+
+    Attributes:
+        before: on a resume, the rows that are kept.
     """
 
     def __init__(
@@ -118,8 +121,9 @@ class MetricsLog:
             RunError: where a logger cannot be opened; the message names it.
         """
         path = folder / FILE
+        self.before: list[dict[str, Any]] = []
         if resume_at is not None and path.exists():
-            _drop_rows_after(path, resume_at, warn)
+            self.before = _drop_rows_after(path, resume_at, warn)
         self._warn = warn
         self._lines = _Lines(path)
         self._loggers = _open_loggers(folder, config, resume_at)
@@ -240,9 +244,13 @@ def learning_row(statistics: Any) -> dict[str, float]:
     }
 
 
-def _drop_rows_after(path: Path, env_steps: int, warn: Callable[[str], None]) -> None:
-    kept = [line for line, row in _rows(path, warn) if row["env_steps"] <= env_steps]
-    run_folder.write_whole(path, b"".join(line + b"\n" for line in kept))
+def _drop_rows_after(
+    path: Path, env_steps: int, warn: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Returns the rows that are left."""
+    kept = [each for each in _rows(path, warn) if each[1]["env_steps"] <= env_steps]
+    run_folder.write_whole(path, b"".join(line + b"\n" for line, _ in kept))
+    return [row for _, row in kept]
 
 
 def _rows(

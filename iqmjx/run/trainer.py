@@ -115,8 +115,7 @@ class _Seed:
             warn(f"warning: best/: {line}; the next evaluation's takes its place")
         if resume_at is not None:
             self.policies.drop_after(resume_at)
-        rows = metrics.read(folder)  # of the steps before a resume
-        times = (row.get("training/walltime", 0.0) for row in rows)
+        times = (row.get("training/walltime", 0.0) for row in self.log.before)
         self.walltime = max(times, default=0.0)  # seconds before this process
 
     def close(self) -> None:
