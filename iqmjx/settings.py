@@ -101,7 +101,7 @@ def _problem(field: dataclasses.Field[Any], value: Any) -> str | None:
     if not kind(field).startswith("tuple"):
         return _entry_problem(field, kind(field), value)
     if not isinstance(value, tuple):
-        return _wanted(field)
+        return wanted(field)
     entry = kind(field).removeprefix("tuple[").removesuffix(", ...]")
     problems = (_entry_problem(field, entry, each) for each in value)
     return next(filter(None, problems), None)
@@ -112,10 +112,10 @@ def _entry_problem(field: dataclasses.Field[Any], kind: str, value: Any) -> str 
     if kind in ("str", "bool"):
         choices = limits.get("choices", ())
         right = isinstance(value, str if kind == "str" else bool)
-        return None if right and (not choices or value in choices) else _wanted(field)
+        return None if right and (not choices or value in choices) else wanted(field)
     number = numbers.Integral if kind == "int" else numbers.Real
     if isinstance(value, bool) or not isinstance(value, number):
-        return _wanted(field)
+        return wanted(field)
     size: Any = value
     low, above, high = (limits.get(name) for name in ("at_least", "above", "at_most"))
     inside = (
@@ -125,7 +125,7 @@ def _entry_problem(field: dataclasses.Field[Any], kind: str, value: Any) -> str 
         and (high is None or size <= high)
     )
     if not inside:
-        return _wanted(field)
+        return wanted(field)
     largest = LARGEST_INT if kind == "int" else _LARGEST_FLOAT
     if high is None and abs(size) > largest:
         return f"give at most {largest:.10g} in size, such as {shown(field.default)}"
@@ -134,7 +134,8 @@ def _entry_problem(field: dataclasses.Field[Any], kind: str, value: Any) -> str 
     return None
 
 
-def _wanted(field: dataclasses.Field[Any]) -> str:
+def wanted(field: dataclasses.Field[Any]) -> str:
+    """What to give for a setting, in words: its type and its range."""
     noun, limits = _NOUNS[kind(field)], field.metadata
     if limits.get("choices"):
         return f"choose one of {', '.join(limits['choices'])}"

@@ -25,6 +25,7 @@ from absl import flags
 from iqmjx import evaluation, loop
 from iqmjx.commands import cli, train
 from iqmjx.run import trainer
+from iqmjx.settings import kind
 from tests import toys
 
 EDGES = (
@@ -59,12 +60,12 @@ def random_arguments(rng: random.Random) -> dict[str, str]:
     """Flags of a small run (or of a preset), some of them at random."""
     small = rng.random() < 0.7
     given = dict(SMALL) if small else {"env": "hopper", "preset": "cpu"}
-    names = [*cli._setting_kinds, "preset"]
+    names = [*cli._settings, "preset"]
     for name in rng.sample(names, rng.randint(1, 4)):
         if rng.random() < 0.5:
             values = EDGES
         else:
-            values = NAMES.get(name) or ORDINARY[cli._setting_kinds[name]]
+            values = NAMES.get(name) or ORDINARY[kind(cli._settings[name])]
         given[name] = rng.choice(values)
     if rng.random() < 0.05:
         given[rng.choice(UNKNOWN)] = rng.choice(EDGES)
@@ -113,6 +114,8 @@ def advice(message: str) -> dict[str, str]:
         return {flag: found[1] or found[2]}
     if found := re.search(r"(?:choose one of|did you mean|there are) (\w+)", fix):
         return {flag: found[1]}
+    if fix == "give true or false":
+        return {flag: "true"}
     if re.search(r"does not have it|no module|cannot be imported", fix):
         return {}
     raise ValueError(f"no advice is given: {message!r}")
@@ -149,14 +152,14 @@ def follow_advice(given: dict[str, str], folder: Path) -> list[str]:
         assert not folder.exists(), said
         told.append(said)
         flag, value = refused_flag(said)
-        assert flag in given or flag in cli._setting_kinds, said
+        assert flag in given or flag in cli._settings, said
         assert advised.get(flag) != value, f"{told[-2:]}: advice is refused"
         advised |= advice(said)
         given = {name: given[name] for name in given if name != flag} | advice(said)
     raise AssertionError(f"advice leads nowhere: {told}")
 
 
-def trace(config, folder, *, resume, env):
+def trace(config, folder, *, resume, env, stop):
     """Traces a run's programs, in place of `trainer.train`."""
     setup = loop.make_setup(config, env)
     state = jax.eval_shape(lambda: loop.init(setup))

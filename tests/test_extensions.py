@@ -254,11 +254,11 @@ def test_its_settings_are_flags_and_are_kept_in_the_run_folder(outside):
     [
         (
             ["--algo=made_up:Bold", "--boldness=much"],
-            "--boldness much: give a number, such as",
+            "--boldness much: give a number",
         ),
         (["--algo=made_up:Bold", "--steps_back=0"], "--steps_back 0: .*at least 1"),
         (["--algo=sac", "--boldness=1"], "boldness"),
-        (["--num_envs=1e3"], "--num_envs 1e3: give a whole number, such as 1000$"),
+        (["--num_envs=1e3"], "--num_envs 1e3: give a whole number of at least 1"),
         (["--env=os:getcwd"], "--env os:getcwd: it is no task: it has no reset"),
         (["--loggers=made_up:Bold"], "--loggers made_up:Bold: .* a method __init__"),
         (["--loggers=made_up:Mute"], "--loggers made_up:Mute: .* write.env_steps, row"),

@@ -20,7 +20,7 @@ from iqmjx import agents, parallel, presets
 from iqmjx.config import Config, setting_fields
 from iqmjx.errors import RunError, UsageError
 from iqmjx.run.terminal import plain
-from iqmjx.settings import kind, refuse
+from iqmjx.settings import kind, refuse, wanted
 
 EXIT_FAILURE, EXIT_USAGE = 1, 2
 _MJX_THREADS = "16"
@@ -102,13 +102,20 @@ def _parse_error(error: flags.Error) -> str:
     """What the parser has against a command line, in one line of ours."""
     text = " ".join(str(error).split())
     illegal = re.match(r"flag --(\w+)=(.*?): ", text)
-    if illegal and isinstance(error, flags.IllegalFlagValueError):
-        parser = flags.FLAGS[illegal[1]].parser
-        if isinstance(parser, flags.IntegerParser):
-            return f"--{illegal[1]} {illegal[2]}: give a whole number, such as 1000"
-        if isinstance(parser, flags.FloatParser):
-            return f"--{illegal[1]} {illegal[2]}: give a number, such as 0.5"
-    return text
+    if not (illegal and isinstance(error, flags.IllegalFlagValueError)):
+        return text
+    name, value = illegal.groups()
+    parser = flags.FLAGS[name].parser
+    if name in _settings:
+        fix = wanted(_settings[name])
+    elif isinstance(parser, flags.EnumParser):
+        fix = f"choose one of {', '.join(parser.enum_values)}"
+    else:
+        fix = f"give {_NOUNS.get(type(parser), 'another value')}"
+    return f"--{name} {value}: {fix}"
+
+
+_NOUNS = {flags.IntegerParser: "a whole number", flags.BooleanParser: "true or false"}
 
 
 def _may_run_mjx() -> bool:
@@ -139,8 +146,8 @@ _DEFINE: dict[str, Callable[..., Any]] = {
     "tuple[int, ...]": flags.DEFINE_list,
     "tuple[str, ...]": flags.DEFINE_list,
 }
-_setting_kinds: dict[str, str] = {}
-"""The types of the settings that are flags, by name."""
+_settings: dict[str, dataclasses.Field[Any]] = {}
+"""The settings that are flags, by name."""
 
 
 def define_preset(own: flags.FlagValues) -> flags.FlagHolder[str]:
@@ -179,7 +186,7 @@ def _define(
         _DEFINE[kind(field)](name, None, help_text, flag_values=own)
     except flags.Error as error:
         raise UsageError(f"--algo {algo}: the command has a flag {name}") from error
-    _setting_kinds[name] = kind(field)
+    _settings[name] = field
 
 
 def _named_algorithm(argv: Sequence[str]) -> str:
@@ -201,15 +208,15 @@ def given_settings(own: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
         UsageError: where an entry of a list of numbers is not one.
     """
     given: dict[str, Any] = {
-        name: own[name].value for name in _setting_kinds if own[name].present
+        name: own[name].value for name in _settings if own[name].present
     }
     for name, value in given.items():
-        if _setting_kinds[name] == "tuple[int, ...]":
+        if kind(_settings[name]) == "tuple[int, ...]":
             try:
                 given[name] = tuple(int(entry) for entry in value)
             except ValueError:
                 refuse(name, tuple(value), "give whole numbers, as in 256,256")
-        elif _setting_kinds[name] == "tuple[str, ...]":
+        elif kind(_settings[name]) == "tuple[str, ...]":
             given[name] = tuple(value)
     return given
 
