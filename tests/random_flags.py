@@ -116,7 +116,9 @@ def advice(message: str) -> dict[str, str]:
         return {flag: found[1]}
     if fix == "give true or false":
         return {flag: "true"}
-    if re.search(r"does not have it|no module|cannot be imported", fix):
+    if fix == "give a whole number":  # its range depends on other settings
+        return {}
+    if re.search(r"does not have it|no module|cannot be imported|the class needs", fix):
         return {}
     raise ValueError(f"no advice is given: {message!r}")
 
