@@ -178,7 +178,12 @@ def warm_up(setup: Setup, state: TrainState) -> tuple[TrainState, StepMetrics]:
 
     Nothing is learned but the observations' statistics; `state` is donated. The metrics
     [S] are of all these steps.
+
+    Raises:
+        ValueError: where there are no such steps.
     """
+    if not setup.config.warm_up_steps:
+        raise ValueError("config.warm_up_steps is 0: begin with train_chunk")
 
     def at_random(_actor, obs, key):
         return setup.agent.policy.random(key, obs.shape[0])

@@ -165,7 +165,8 @@ def trace(config, folder, *, resume, env, stop):
     """Traces a run's programs, in place of `trainer.train`."""
     setup = loop.make_setup(config, env)
     state = jax.eval_shape(lambda: loop.init(setup))
-    jax.eval_shape(lambda state: loop.warm_up(setup, state), state)
+    if config.warm_up_steps:
+        jax.eval_shape(lambda state: loop.warm_up(setup, state), state)
     jax.eval_shape(lambda state: loop.train_chunk(setup, state), state)
     trainer._spread(config.num_evals, config, include_start=True)
     trainer._spread(config.num_checkpoints, config, include_start=False)

@@ -96,6 +96,14 @@ def test_the_warm_up_acts_uniformly_and_learns_nothing_but_statistics():
     )
 
 
+def test_without_a_warm_up_training_begins_with_a_chunk():
+    setup = toys.toy_setup(toys.Commanded(), min_replay_size=0)
+    with pytest.raises(ValueError, match="warm_up_steps is 0: begin with train_chunk"):
+        loop.warm_up(setup, loop.init(setup))
+    state, (_, learning) = loop.train_chunk(setup, loop.init(setup))
+    assert np.isfinite(learning.loss).all() and state.replay.size > 0
+
+
 @pytest.mark.parametrize("algo", ["iq", "sac"])
 def test_annealed_step_size_is_zero_after_the_last_update(algo):
     """Of the networks and of the temperature."""
