@@ -97,6 +97,22 @@ def test_a_second_ctrl_c_ends_at_once_and_a_second_sigterm_does_not(second, code
     assert ("saved" in output) == (code == 0)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_comes_as_python_ends_leaves_the_exit_code(number):
+    """What is left then: no handler, and objects that are torn down."""
+    process = start(
+        "import os, signal, sys\n"
+        "class Late:\n"
+        "    def __del__(self, kill=os.kill, own=os.getpid()):\n"
+        f"        kill(own, {int(number)})\n"
+        "signals.listen()\n"
+        "sys.modules['late'] = Late()\n"
+        "print('ready', flush=True)\n"
+        "sys.exit(3)"
+    )
+    assert finish(process) == (3, "")
+
+
 def test_a_signal_that_nohup_ignores_stays_ignored():
     process = start(
         "signals.listen(); print('ready', flush=True)\n"

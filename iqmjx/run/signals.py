@@ -9,6 +9,7 @@ Nothing is imported here that takes time.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -82,7 +83,14 @@ def listen(idle_exit: int | None = None) -> Stop:
     for number in _STOPPING:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
+    atexit.register(_ignore)  # the first to be registered, and so the last to be called
     return stop
+
+
+def _ignore() -> None:
+    """Leaves the exit code as it is: Python forgets its handlers while it ends."""
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _watch(stop: Stop, reader: int) -> None:
