@@ -6,6 +6,7 @@ import functools
 import importlib
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ def make(task: type[Env], **options: Any) -> gymnasium.Env:
     if task.gymnasium_id is None:
         raise UsageError(f"Gymnasium has no environment for {task.__name__}")
     gymnasium.register_envs(importlib.import_module(task.gymnasium_package))
-    with physics.quiet_compilation():
+    with physics.quiet_compilation(), warnings.catch_warnings():
+        # The version is the task's, whatever others there are.
+        warnings.filterwarnings("ignore", message=".*is out of date")
         return gymnasium.make(task.gymnasium_id, **options)
 
 
