@@ -14,7 +14,7 @@ import scipy.stats
 
 from iqmjx import envs
 from iqmjx.envs import vector
-from iqmjx.envs.physics import _mjx_base
+from iqmjx.envs.physics import mjx as mjx_engine
 from iqmjx.run import gymnasium_play
 from tests import parity
 
@@ -23,9 +23,9 @@ SPARSE = tuple(f"{task}sparse" for task in TASKS)
 REACHING = ("door", "hammer", "relocate")  # rewarded by the palm's distance
 VERSION_1 = tuple(f"{task}-v1" for task in REACHING)
 STATES, ACTIONS = 32, 20
-# Largest difference in qpos of a warp step from MuJoCo C's, noslip off in both, of all
-# 640 and all entries. Contacts amplify float32 rounding.
-WARP_MAXIMUM = {"door": 5e-2, "hammer": 5e-3, "pen": 5e-3, "relocate": 5e-3}
+# Largest difference in qpos of a warp step from MuJoCo C's, of all 640 and all entries.
+# On door Warp finds other contacts where the hand is deep in cylinders and boxes.
+WARP_MAXIMUM = {"door": 5e-2, "hammer": 5e-6, "pen": 1e-4, "relocate": 1e-5}
 
 
 @functools.cache
@@ -307,11 +307,25 @@ def test_resets_are_drawn_as_theirs(task):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_warp_steps_are_mujocos_without_noslip(task):
-    want, found = computed(task, "native", noslip=False), computed(task, "warp", False)
-    error = np.abs(found.qpos - want.qpos).max(axis=1)
+def test_warp_steps_are_mujocos(task):
+    """README's table; -rP shows what is printed."""
+    want, found = computed(task, "native"), computed(task, "warp")
+    without = computed(task, "native", noslip=False)
+    error = largest_difference(found, want)
+    print(f"{task}: warp {described(error)}")
+    print(f"  noslip's part in MuJoCo C {described(largest_difference(without, want))}")
     assert np.median(error) < 1e-5
     assert error.max() < WARP_MAXIMUM[task]
+
+
+def largest_difference(one, other):
+    """Of each step's qpos [640], of all entries."""
+    return np.abs(one.qpos - other.qpos).max(axis=1)
+
+
+def described(error):
+    median, most, largest = np.quantile(error, [0.5, 0.9, 1.0])
+    return f"median {median:.1e}, 90% {most:.1e}, largest {largest:.1e}"
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -342,8 +356,8 @@ def test_mjx_refuses_what_it_cannot_collide():
         envs.make("door", "mjx")
 
 
-def test_engines_without_noslip_say_so_once():
-    _mjx_base._warn_of_noslip.cache_clear()
+def test_the_engine_without_noslip_says_so_once():
+    mjx_engine._warn_of_noslip.cache_clear()
     with pytest.warns(UserWarning, match="^mjx has no noslip solver"):
         envs.make("relocate", "mjx")
     envs.make("relocate", "mjx")  # any warning is an error here
