@@ -12,10 +12,10 @@ import re
 
 from iqmjx.envs import outside
 from iqmjx.envs import physics as engines
-from iqmjx.envs.adroit.door import Door, DoorSparse
-from iqmjx.envs.adroit.hammer import Hammer, HammerSparse
+from iqmjx.envs.adroit.door import Door, DoorSparse, DoorV1
+from iqmjx.envs.adroit.hammer import Hammer, HammerSparse, HammerV1
 from iqmjx.envs.adroit.pen import Pen, PenSparse
-from iqmjx.envs.adroit.relocate import Relocate, RelocateSparse
+from iqmjx.envs.adroit.relocate import Relocate, RelocateSparse, RelocateV1
 from iqmjx.envs.base import Env, Start, State, Task
 from iqmjx.envs.locomotion.ant import Ant
 from iqmjx.envs.locomotion.half_cheetah import HalfCheetah
@@ -26,10 +26,11 @@ from iqmjx.errors import UsageError
 
 _LOCOMOTION = (Hopper, Walker2d, HalfCheetah, Ant, Humanoid)
 _ADROIT = (Door, Hammer, Pen, Relocate)
+_ADROIT_V1 = (DoorV1, HammerV1, RelocateV1)
 _SPARSE = (DoorSparse, HammerSparse, PenSparse, RelocateSparse)
 
 REGISTRY: dict[str, type[Env]] = {
-    env.name: env for env in _LOCOMOTION + _ADROIT + _SPARSE
+    env.name: env for env in _LOCOMOTION + _ADROIT + _ADROIT_V1 + _SPARSE
 }
 
 __all__ = [
@@ -43,7 +44,21 @@ __all__ = [
     "resolve",
     "resolve_physics",
     "task_class",
+    "versioned",
 ]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower()).removeprefix("adroithand")
+
+
+_SPELLINGS = {
+    _plain(spelling): env.name
+    for env in REGISTRY.values()
+    for spelling in (env.name, str(env.gymnasium_id))
+}
+# Of these, version 2 is version 1.
+_SPELLINGS |= {f"{env.name}v2": env.name for env in (Pen, *_SPARSE)}
 
 
 def resolve(name: str) -> str:
@@ -58,14 +73,25 @@ def resolve(name: str) -> str:
     """
     if ":" in name:
         return outside.resolve(name)
-    plain = re.sub(r"^adroit_?hand_?|-v[15]$", "", name.strip(), flags=re.IGNORECASE)
-    plain = re.sub(r"[^a-z0-9]", "", plain.lower())
-    if plain in REGISTRY:
-        return plain
+    plain = _plain(name)
+    if plain in _SPELLINGS:
+        return _SPELLINGS[plain]
     close = difflib.get_close_matches(plain, REGISTRY, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "there are"
     known = "" if close else f" {', '.join(REGISTRY)}"
     raise UsageError(f"no such task; {hint}{known}")
+
+
+def versioned(name: str) -> str:
+    """The name of a task that never comes to mean another: Gymnasium's (`Humanoid-v5`).
+
+    A task from outside has but its own.
+
+    Args:
+        name: any spelling that `resolve` takes.
+    """
+    name = resolve(name)
+    return name if ":" in name else str(REGISTRY[name].gymnasium_id)
 
 
 def resolve_physics(name: str, engine: str = "auto") -> str:

@@ -119,7 +119,7 @@ class Env(abc.ABC):
     name: str
     xml: str  # the model's file, beside the module of the class; or write `spec`
     gymnasium_id: str | None = None
-    gymnasium_package: str = "gymnasium"  # which registers that name
+    gymnasium_package: str = "gymnasium"  # whose import registers that name
     frame_skip: int = 1  # physics steps per control step
     fields: tuple[str, ...] = ()  # derived MjData fields that the task reads
     model_fields: tuple[str, ...] = ()  # MjModel fields that a reset draws per world

@@ -17,6 +17,7 @@ import jax
 
 from iqmjx import envs
 from iqmjx.config import Config, setting_fields, task_name
+from iqmjx.envs.adroit.hand import AdroitHand
 from iqmjx.errors import UsageError
 
 PRESETS = ("cpu", "gpu", "paper")
@@ -44,9 +45,8 @@ class Layer:
 
 _IQ = ("iq", "m_iq", "pcl", "trust_pcl")
 _ALL = (*_IQ, "sac")
-_ADROIT = (
-    *("door", "hammer", "pen", "relocate"),
-    *("doorsparse", "hammersparse", "pensparse", "relocatesparse"),
+_ADROIT = tuple(
+    name for name, task in envs.REGISTRY.items() if issubclass(task, AdroitHand)
 )
 _LONGER_REPLAY = {"exploration_steps": 2**17, "max_replay_size": 2**17}
 

@@ -153,7 +153,8 @@ def _run(task: str, algo: str, seed: int, folder: Path) -> list[dict]:
     command += ["--num_timesteps", str(ENV_STEPS[task])]
     command += ["--num_evals", str(_NUM_EVALS), *_SETTINGS.value.split()]
     if (folder / "checkpoints").exists() and any((folder / "checkpoints").iterdir()):
-        going = ["-m", "iqmjx.train", "--resume", "--logdir", str(folder)]
+        going = ["-m", "iqmjx.train", "--resume", "--env", task]
+        going += ["--logdir", str(folder)]
     else:
         going = [*command, "--logdir", str(folder)]
     log = folder.with_suffix(".log")

@@ -14,16 +14,18 @@ import scipy.stats
 
 from iqmjx import envs
 from iqmjx.envs import vector
-from iqmjx.envs.physics import _mjx_base
+from iqmjx.envs.physics import mjx as mjx_engine
 from iqmjx.run import gymnasium_play
 from tests import parity
 
 TASKS = ("door", "hammer", "pen", "relocate")
 SPARSE = tuple(f"{task}sparse" for task in TASKS)
+REACHING = ("door", "hammer", "relocate")  # rewarded by the palm's distance
+VERSION_1 = tuple(f"{task}-v1" for task in REACHING)
 STATES, ACTIONS = 32, 20
-# Largest difference in qpos of a warp step from MuJoCo C's, noslip off in both, of all
-# 640 and all entries. Contacts amplify float32 rounding.
-WARP_MAXIMUM = {"door": 5e-2, "hammer": 5e-3, "pen": 5e-3, "relocate": 5e-3}
+# Largest difference in qpos of a warp step from MuJoCo C's, of all 640 and all entries.
+# On door Warp finds other contacts where the hand is deep in cylinders and boxes.
+WARP_MAXIMUM = {"door": 5e-2, "hammer": 5e-6, "pen": 1e-4, "relocate": 1e-5}
 
 
 @functools.cache
@@ -81,6 +83,11 @@ def starts(task):
     return jax.tree.map(lambda leaf: leaf.astype(np.float32), stacked)
 
 
+def base(name):
+    """The task that a name is a variant of: the same but for the reward."""
+    return name.removesuffix("sparse").removesuffix("-v1")
+
+
 class Outcome(NamedTuple):
     """What stepping each of the 640 pairs once led to."""
 
@@ -125,7 +132,7 @@ def exact_control(env, ctrl):
 def expected(name):
     """What gymnasium-robotics makes of `pairs`."""
     env = gym_env(name)
-    qpos, qvel, model_fields, ctrl = pairs(name.removesuffix("sparse"))
+    qpos, qvel, model_fields, ctrl = pairs(base(name))
     rows = []
     for row in range(STATES * ACTIONS):
         for field, values in model_fields.items():
@@ -166,7 +173,7 @@ def computed(name, engine, noslip=True):
         return Outcome(start.obs, obs, reward, metrics["success"], after.qpos)
 
     step = jax.jit(jax.vmap(transition))
-    return jax.tree.map(np.asarray, step(*pairs(name.removesuffix("sparse"))))
+    return jax.tree.map(np.asarray, step(*pairs(base(name))))
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -182,7 +189,7 @@ def test_the_compiled_model_is_theirs(task):
     assert arrays > 200
 
 
-@pytest.mark.parametrize("name", TASKS + SPARSE)
+@pytest.mark.parametrize("name", TASKS + SPARSE + VERSION_1)
 def test_native_transitions_are_theirs(name):
     want, found = expected(name), computed(name, "native")
     for column in ("first_obs", "obs", "reward"):
@@ -191,6 +198,77 @@ def test_native_transitions_are_theirs(name):
         assert (error <= 1e-5 * (np.abs(theirs) + scale)).all(), (column, error.max())
     np.testing.assert_array_equal(found.success, want.success)
     assert 0 < want.success.mean() < 1  # both happen
+
+
+def palm_from_object(task, obs):
+    """Where the palm is [B, 3], seen from what it is to reach, by observations."""
+    if task == "hammer":
+        return obs[:, 33:36] - obs[:, 36:39]
+    return obs[:, 35:38] if task == "door" else obs[:, 30:33]
+
+
+@pytest.mark.parametrize("task", REACHING)
+def test_the_versions_differ_by_the_sign_of_one_term(task):
+    """Version 1 pays 0.1 for each metre, version 2 takes it: by hand."""
+    version_1, ours = expected(f"{task}-v1"), computed(task, "native")
+    away = np.linalg.norm(palm_from_object(task, version_1.obs), axis=1)
+    assert away.max() > 0.2
+    by_hand = version_1.reward - 0.2 * away
+    np.testing.assert_allclose(ours.reward, by_hand, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(ours.success, version_1.success)
+    np.testing.assert_allclose(ours.obs, version_1.obs, rtol=1e-5, atol=1e-5)
+
+
+def both_versions(task):
+    return envs.make(task, "native"), envs.make(f"{task}-v1", "native")
+
+
+def begin(env, key, offset):
+    """A world at the start of an episode, its hand mounted `offset` [3] metres off."""
+    start, forearm = env.initial(key), env.physics.model.body("forearm").id
+    fields = dict(start.model_fields)
+    fields["body_pos"] = fields["body_pos"].at[forearm].add(offset)
+    return env.physics.init(start.qpos, start.qvel, fields)
+
+
+@pytest.mark.parametrize("task", REACHING)
+def test_random_play_is_paid_less_the_farther_the_hand_is_moved_away(task):
+    """By version 2, and more by version 1; no other term differs as much."""
+    versions = both_versions(task)
+    env = versions[0]
+
+    def returns(metres, key):
+        """What each version pays for 50 steps."""
+        reset_key, act_key = jax.random.split(key)
+        world = begin(env, reset_key, jnp.array([0.0, -1.0, 0.0]) * metres)
+
+        def step(world, key):
+            control = jax.random.uniform(key, (env.action_size,), minval=-1)
+            after = env.physics.step(world, env.ctrl(control))
+            paid = [kind.judge(world, after, control)[0] for kind in versions]
+            return after, jnp.stack(paid)
+
+        return jax.lax.scan(step, world, jax.random.split(act_key, 50))[1].sum(axis=0)
+
+    metres, keys = jnp.array([0.0, 0.5, 1.0]), jax.random.split(jax.random.key(0), 8)
+    per_world = jax.jit(jax.vmap(jax.vmap(returns, (None, 0)), (0, None)))(metres, keys)
+    ours, version_1 = np.asarray(per_world).mean(axis=1).T
+    assert (np.diff(ours) < -1).all() and (np.diff(version_1) > 1).all()
+
+
+@pytest.mark.parametrize("task", REACHING)
+def test_a_hand_at_the_object_is_paid_more_than_one_a_metre_away(task):
+    versions, key = both_versions(task), jax.random.key(0)
+    env = versions[0]
+    obs = np.asarray(env.observe(begin(env, key, np.zeros(3))))
+    (away,) = palm_from_object(task, obs[None])
+    near, far = (begin(env, key, -away + [0, 0, metres]) for metres in (0, 1))
+    idle = np.zeros(env.action_size)
+    more = [
+        kind.judge(near, near, idle)[0] - kind.judge(far, far, idle)[0]
+        for kind in versions
+    ]
+    np.testing.assert_allclose(more, [0.1, -0.1], atol=1e-5)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -229,11 +307,25 @@ def test_resets_are_drawn_as_theirs(task):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_warp_steps_are_mujocos_without_noslip(task):
-    want, found = computed(task, "native", noslip=False), computed(task, "warp", False)
-    error = np.abs(found.qpos - want.qpos).max(axis=1)
+def test_warp_steps_are_mujocos(task):
+    """README's table; -rP shows what is printed."""
+    want, found = computed(task, "native"), computed(task, "warp")
+    without = computed(task, "native", noslip=False)
+    error = largest_difference(found, want)
+    print(f"{task}: warp {described(error)}")
+    print(f"  noslip's part in MuJoCo C {described(largest_difference(without, want))}")
     assert np.median(error) < 1e-5
     assert error.max() < WARP_MAXIMUM[task]
+
+
+def largest_difference(one, other):
+    """Of each step's qpos [640], of all entries."""
+    return np.abs(one.qpos - other.qpos).max(axis=1)
+
+
+def described(error):
+    median, most, largest = np.quantile(error, [0.5, 0.9, 1.0])
+    return f"median {median:.1e}, 90% {most:.1e}, largest {largest:.1e}"
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -264,8 +356,8 @@ def test_mjx_refuses_what_it_cannot_collide():
         envs.make("door", "mjx")
 
 
-def test_engines_without_noslip_say_so_once():
-    _mjx_base._warn_of_noslip.cache_clear()
+def test_the_engine_without_noslip_says_so_once():
+    mjx_engine._warn_of_noslip.cache_clear()
     with pytest.warns(UserWarning, match="^mjx has no noslip solver"):
         envs.make("relocate", "mjx")
     envs.make("relocate", "mjx")  # any warning is an error here
@@ -290,7 +382,14 @@ def test_a_version_with_other_rewards_is_refused(monkeypatch, version):
 @pytest.mark.parametrize(
     ("spelling", "name"),
     [
-        ("AdroitHandDoor-v1", "door"),
+        ("door", "door"),
+        ("AdroitHandDoor-v2", "door"),
+        ("AdroitHandDoor-v1", "door-v1"),
+        ("adroit_hand_hammer_v1", "hammer-v1"),
+        ("AdroitHandRelocate-v2", "relocate"),
+        ("AdroitHandPen-v1", "pen"),
+        ("AdroitHandPen-v2", "pen"),
+        ("AdroitHandDoorSparse-v2", "doorsparse"),
         ("adroit_hand_pen", "pen"),
         ("AdroitHandRelocateSparse-v1", "relocatesparse"),
         ("hammer", "hammer"),
@@ -298,6 +397,13 @@ def test_a_version_with_other_rewards_is_refused(monkeypatch, version):
 )
 def test_spellings(spelling, name):
     assert envs.resolve(spelling) == name
+    assert envs.resolve(envs.versioned(name)) == name
+
+
+@pytest.mark.parametrize("spelling", ["AdroitHandDoor-v3", "door-v0", "hopper-v1"])
+def test_no_version_is_taken_for_another(spelling):
+    with pytest.raises(ValueError, match="no such task; did you mean"):
+        envs.resolve(spelling)
 
 
 def test_success_at_any_step_is_reported_from_gymnasium():

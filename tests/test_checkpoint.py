@@ -144,6 +144,18 @@ def test_a_saved_policy_is_the_average_and_acts_as_it_did(whole):
     )
 
 
+def test_a_saved_policy_keeps_the_version_of_its_task(tmp_path):
+    config = toys.config(env="door")
+    setup = loop.make_setup(config)
+    actors = loop.average_actors(setup, loop.init(setup))
+    actor = jax.tree.map(lambda leaf: np.asarray(leaf[0]), actors)
+    sizes = setup.env.observation_size, setup.env.action_size
+    store = saved_policy.PolicyStore(tmp_path, config, sizes)
+    store.save(7, actor)
+    store.close()
+    assert saved_policy.load(tmp_path / "policy").config.env == "door"
+
+
 @pytest.mark.parametrize("algo", ["iq", "sac"])
 @pytest.mark.parametrize("normalize_observations", [True, False])
 def test_every_algorithms_policy_can_be_saved(algo, normalize_observations, tmp_path):

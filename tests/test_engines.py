@@ -41,6 +41,32 @@ BALLS = """
 </mujoco>
 """
 
+# A ball that falls on another which cannot move; contacts of one dimension.
+PAIR = '<pair geom1="below" geom2="above" condim="1"/>'
+TWO_BALLS = """
+<mujoco>
+  <worldbody>
+    <geom name="below" size="0.1"/>
+    <body pos="0 0 0.19"><freejoint/><geom name="above" size="0.1"/></body>
+  </worldbody>
+  <contact>%s</contact>
+</mujoco>
+"""
+# What stands on a slope, and would not slide down it if friction were rigid.
+SLOPE = """
+<mujoco>
+  <option gravity="4 0 -9" noslip_iterations="%d"/>
+  <worldbody>
+    <geom type="plane" size="5 5 1"/>
+    <body pos="0 0 0.0999">
+      <joint type="slide" axis="1 0 0"/>
+      <joint type="slide" axis="0 0 1"/>
+      <geom size="0.1"/>
+    </body>
+  </worldbody>
+</mujoco>
+"""
+
 
 def make(engine, xml, **options):
     spec = mujoco.MjSpec.from_string(xml)
@@ -210,3 +236,31 @@ def test_worlds_are_reset_one_by_one(engine):
     if engine != "native":  # whose clock is among the bits of its carry
         np.testing.assert_allclose(worlds.carry["time"], state.steps * env.dt)
     assert jnp.isfinite(outcome.next_obs).all()
+
+
+def run(engine, steps):
+    """One world's qpos [nq] and qvel [nv] after some control steps from its start."""
+    model = engine.model
+    state = engine.init(jnp.asarray(model.qpos0, jnp.float32), jnp.zeros(model.nv))
+    ctrl = jnp.zeros(model.nu)
+    step = compiled(engine, lambda state: engine.step(state, ctrl))
+    for _ in range(steps):
+        state = step(state)
+    return np.asarray(state.qpos), np.asarray(state.qvel)
+
+
+@pytest.mark.slow
+def test_warp_collides_a_pair_as_often_as_it_is_listed():
+    once, twice = (run(make("native", TWO_BALLS % (PAIR * n)), 1)[1] for n in (1, 2))
+    assert abs(twice - once).max() > 3e-3  # m/s
+    found = run(make("warp", TWO_BALLS % (PAIR * 2)), 1)[1]
+    np.testing.assert_allclose(found, twice, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["native", "warp"])
+def test_nothing_slips_where_the_model_asks_for_noslip(engine):
+    creeping, standing = (
+        run(make(name, SLOPE % iterations), 50)[1][0]  # m/s
+        for name, iterations in (("native", 0), (engine, 20))
+    )
+    assert creeping > 1e-3 and abs(standing) < 1e-5

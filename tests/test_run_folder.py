@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from iqmjx import presets
+from iqmjx import envs, presets
 from iqmjx.run import run_folder
 from tests import toys
 
@@ -75,6 +75,27 @@ def test_old_files_are_read_as_the_run_they_describe(changes, tmp_path):
     assert loaded.sources["num_seeds"] == "earlier version"
     run_folder.save(tmp_path, loaded)
     assert run_folder.load(tmp_path) == loaded
+
+
+@pytest.mark.parametrize("task", ["door", "hammer", "relocate"])
+def test_old_files_name_version_1_of_the_hand_s_tasks(task, tmp_path):
+    loaded = old(tmp_path, env=task, episode_length=200)
+    assert loaded.config.env == f"{task}-v1"
+    with pytest.raises(ValueError, match=f"env was {task}-v1, given {task}; leave"):
+        run_folder.merge(loaded, {"env": task}, tmp_path)
+    assert old(tmp_path, env="pen").config.env == "pen"
+    nested = dataclasses.asdict(presets.resolve({"env": task}, "cpu").config)
+    assert nested["env"] == task  # as files said it, before versions
+    assert run_folder.config_of(nested, "config.json").env == f"{task}-v1"
+
+
+@pytest.mark.parametrize("env", ["door", "door-v1", "pen", "doorsparse", "hopper"])
+def test_files_name_the_version_of_a_task(env, tmp_path):
+    resolved = presets.resolve({"env": env}, "cpu")
+    run_folder.save(tmp_path, resolved)
+    content = json.loads((tmp_path / "config.json").read_text())["config"]
+    assert content["env"] == envs.REGISTRY[env].gymnasium_id
+    assert run_folder.load(tmp_path) == resolved
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,17 @@
-"""The Adroit hand's four tasks, version 1, dense and sparse.
+"""The Adroit hand's four tasks, dense and sparse.
 
 Model, observation, reward, success, resets and time limit follow the installed
-gymnasium-robotics package, and the models are its XML files.
+gymnasium-robotics package, and the models are its XML files. One term does not: since
+gymnasium-robotics 1.2.1 the dense rewards of door, hammer and relocate pay 0.1 for each
+metre *between* hand and object, against their own documentation. Upstream has turned
+the sign, and calls the tasks -v2
+(https://github.com/Farama-Foundation/Gymnasium-Robotics/pull/220 and 306; no release
+has it yet). So do we: `door`, `hammer` and `relocate` are version 2, and `door-v1`,
+`hammer-v1` and `relocate-v1` are what the installed package pays. Of pen and of the
+sparse rewards both versions are the same.
 
-What the version number hides: since gymnasium-robotics 1.2.1 the dense rewards of door,
-hammer and relocate pay 0.1 for each metre *between* hand and object
-(https://github.com/Farama-Foundation/Gymnasium-Robotics/pull/220). They are followed
-as they are.
+Version 2 also mends `set_env_state` of relocate and hammer (310, 313): what it set was
+not what `get_env_state` had read. Resets, steps and observations do not use it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""AdroitHandDoor-v1: undo the latch and swing the door open."""
+"""AdroitHandDoor: undo the latch and swing the door open."""
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +8,18 @@ from iqmjx.envs.adroit.hand import AdroitHand, distance, uniform
 OPEN_ANGLE, FULL_ANGLE = 1.35, 1.57  # radians
 FRAME_LOW, FRAME_HIGH = (-0.3, 0.25, 0.252), (-0.2, 0.35, 0.35)  # metres
 ANGLE_BONUSES = ((0.2, 2.0), (1.0, 8.0), (OPEN_ANGLE, 10.0))
-REACH_WEIGHT, ANGLE_WEIGHT, VELOCITY_WEIGHT = 0.1, -0.1, -1e-5
+ANGLE_WEIGHT, VELOCITY_WEIGHT = -0.1, -1e-5
 
 
 class Door(AdroitHand):
-    """AdroitHandDoor-v1, as in gymnasium_robotics/envs/adroit_hand/."""
+    """AdroitHandDoor-v2: the less the palm is from the handle, the more is paid."""
 
     name = "door"
-    gymnasium_id = "AdroitHandDoor-v1"
+    gymnasium_id = "AdroitHandDoor-v2"
     xml = "adroit_door.xml"
     fields = ("site_xpos",)
     model_fields = ("body_pos",)
+    reach_weight = -0.1  # for each metre between palm and handle
 
     def __init__(self, physics_engine="auto", num_worlds=1):
         super().__init__(physics_engine, num_worlds)
@@ -50,7 +51,7 @@ class Door(AdroitHand):
 
     def score(self, state):
         angle = state.qpos[self._hinge]
-        reward = REACH_WEIGHT * distance(self.palm(state), self._handle_pos(state))
+        reward = self.reach_weight * distance(self.palm(state), self._handle_pos(state))
         reward += ANGLE_WEIGHT * jnp.square(angle - FULL_ANGLE)
         reward += VELOCITY_WEIGHT * jnp.sum(jnp.square(state.qvel))
         for threshold, bonus in ANGLE_BONUSES:
@@ -59,6 +60,14 @@ class Door(AdroitHand):
 
     def _handle_pos(self, state) -> jax.Array:
         return state.fields["site_xpos"][self._handle]
+
+
+class DoorV1(Door):
+    """AdroitHandDoor-v1, which pays for distance: see `iqmjx.envs.adroit`."""
+
+    name = "door-v1"
+    gymnasium_id = "AdroitHandDoor-v1"
+    reach_weight = 0.1
 
 
 class DoorSparse(Door):

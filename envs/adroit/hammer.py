@@ -1,4 +1,4 @@
-"""AdroitHandHammer-v1: pick up the hammer and drive the nail into the board."""
+"""AdroitHandHammer: pick up the hammer and drive the nail into the board."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -9,17 +9,18 @@ BOARD_LOW, BOARD_HIGH = (0.1,), (0.25,)  # height, metres
 DRIVEN = 0.01  # metres between nail and goal
 NAIL_BONUSES = ((0.02, 25.0), (DRIVEN, 75.0))
 LIFTED, LIFT_BONUS = 0.04, 2.0  # metres of height
-REACH_WEIGHT, HEAD_WEIGHT, NAIL_WEIGHT, VELOCITY_WEIGHT = 0.1, -1.0, -10.0, -1e-2
+HEAD_WEIGHT, NAIL_WEIGHT, VELOCITY_WEIGHT = -1.0, -10.0, -1e-2
 
 
 class Hammer(AdroitHand):
-    """AdroitHandHammer-v1, as in gymnasium_robotics/envs/adroit_hand/."""
+    """AdroitHandHammer-v2: the less the palm is from the hammer, the more is paid."""
 
     name = "hammer"
-    gymnasium_id = "AdroitHandHammer-v1"
+    gymnasium_id = "AdroitHandHammer-v2"
     xml = "adroit_hammer.xml"
     fields = ("site_xpos", "xpos", "xquat", "sensordata")
     model_fields = ("body_pos",)
+    reach_weight = -0.1  # for each metre between palm and hammer
 
     def __init__(self, physics_engine="auto", num_worlds=1):
         super().__init__(physics_engine, num_worlds)
@@ -54,7 +55,7 @@ class Hammer(AdroitHand):
         hammer, sites = state.fields["xpos"][self._object], state.fields["site_xpos"]
         head, nail = sites[self._head], sites[self._nail]
         left = distance(nail, sites[self._goal])
-        reward = REACH_WEIGHT * distance(self.palm(state), hammer)
+        reward = self.reach_weight * distance(self.palm(state), hammer)
         reward += HEAD_WEIGHT * distance(head, nail)
         reward += NAIL_WEIGHT * left
         reward += VELOCITY_WEIGHT * jnp.linalg.norm(state.qvel)
@@ -63,6 +64,14 @@ class Hammer(AdroitHand):
         for threshold, bonus in NAIL_BONUSES:
             reward += jnp.where(left < threshold, bonus, 0.0)
         return reward, left < DRIVEN
+
+
+class HammerV1(Hammer):
+    """AdroitHandHammer-v1, which pays for distance: see `iqmjx.envs.adroit`."""
+
+    name = "hammer-v1"
+    gymnasium_id = "AdroitHandHammer-v1"
+    reach_weight = 0.1
 
 
 class HammerSparse(Hammer):

@@ -21,7 +21,7 @@ SPARSE_REWARD, SPARSE_COST = 10.0, -0.1
 class AdroitHand(Env):
     """A task of the hand. Subclasses name their model and score a state."""
 
-    gymnasium_package = "gymnasium_robotics"
+    gymnasium_package = "iqmjx.envs.adroit.gymnasium_ids"
     xml: str
     sparse = False
     frame_skip = 5

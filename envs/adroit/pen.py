@@ -16,7 +16,7 @@ DROPPED, DROP_COST = 0.075, -5.0  # metres of height
 
 
 class Pen(AdroitHand):
-    """AdroitHandPen-v1, as in gymnasium_robotics/envs/adroit_hand/."""
+    """AdroitHandPen-v1, which is its -v2 too."""
 
     name = "pen"
     gymnasium_id = "AdroitHandPen-v1"

@@ -1,4 +1,4 @@
-"""AdroitHandRelocate-v1: carry the ball to the target."""
+"""AdroitHandRelocate: carry the ball to the target."""
 
 import jax.numpy as jnp
 
@@ -9,17 +9,18 @@ PLACE_LOW, PLACE_HIGH = (-0.15, -0.15, -0.2, -0.2, 0.15), (0.15, 0.3, 0.2, 0.2, 
 ARRIVED = 0.1  # metres
 TARGET_BONUSES = ((ARRIVED, 10.0), (0.05, 20.0))
 LIFTED, LIFT_BONUS = 0.04, 1.0  # metres of height
-REACH_WEIGHT, CARRY_WEIGHT = 0.1, -0.5
+CARRY_WEIGHT = -0.5
 
 
 class Relocate(AdroitHand):
-    """AdroitHandRelocate-v1, as in gymnasium_robotics/envs/adroit_hand/."""
+    """AdroitHandRelocate-v2: the less the palm is from the ball, the more is paid."""
 
     name = "relocate"
-    gymnasium_id = "AdroitHandRelocate-v1"
+    gymnasium_id = "AdroitHandRelocate-v2"
     xml = "adroit_relocate.xml"
     fields = ("site_xpos", "xpos")
     model_fields = ("body_pos", "site_pos")
+    reach_weight = -0.1  # for each metre between palm and ball
 
     def __init__(self, physics_engine="auto", num_worlds=1):
         super().__init__(physics_engine, num_worlds)
@@ -43,7 +44,7 @@ class Relocate(AdroitHand):
     def score(self, state):
         palm, ball, target = self._places(state)
         away = distance(ball, target)
-        reward = REACH_WEIGHT * distance(palm, ball)
+        reward = self.reach_weight * distance(palm, ball)
         carried = LIFT_BONUS + CARRY_WEIGHT * (distance(palm, target) + away)
         reward += jnp.where(ball[2] > LIFTED, carried, 0.0)
         for threshold, bonus in TARGET_BONUSES:
@@ -54,6 +55,14 @@ class Relocate(AdroitHand):
         """Positions [3] of palm, ball and target."""
         sites = state.fields["site_xpos"]
         return self.palm(state), state.fields["xpos"][self._object], sites[self._target]
+
+
+class RelocateV1(Relocate):
+    """AdroitHandRelocate-v1, which pays for distance: see `iqmjx.envs.adroit`."""
+
+    name = "relocate-v1"
+    gymnasium_id = "AdroitHandRelocate-v1"
+    reach_weight = 0.1
 
 
 class RelocateSparse(Relocate):

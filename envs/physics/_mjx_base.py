@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import functools
-import warnings
 from typing import Any
 
 import jax
@@ -47,8 +45,6 @@ class MjxEngine(abc.ABC):
         # MJX has no PGS, which Gymnasium's humanoid asks for. Both solve the same
         # convex problem; one control step of it differs by 4e-9 in qpos.
         spec.option.solver = mujoco.mjtSolver.mjSOL_NEWTON
-        noslip = spec.option.noslip_iterations
-        spec.option.noslip_iterations = 0
         self._prepare(spec, contacts_per_world)
         with quiet_compilation():
             self.model = spec.compile()
@@ -60,8 +56,6 @@ class MjxEngine(abc.ABC):
         # Without activations `act` is empty, and an empty array cannot be saved.
         self._carried = [n for n in _CONTINUED_FROM if np.size(getattr(data, n))]
         self._mjx_model = self._make_model()
-        if noslip:
-            _warn_of_noslip(self.name, noslip)
         self._num_worlds = num_worlds
         self._blank = jax.tree.map(
             np.asarray,
@@ -162,15 +156,6 @@ class MjxEngine(abc.ABC):
             faults=faults,
             carry={name: getattr(data, name) for name in self._carried},
         )
-
-
-@functools.cache  # said once
-def _warn_of_noslip(engine: str, iterations: int) -> None:
-    warnings.warn(
-        f"{engine} has no noslip solver: contacts slip a little more than in MuJoCo C, "
-        f"which spends {iterations} iterations on it",
-        stacklevel=1,
-    )
 
 
 def _constant(leaf: np.ndarray) -> jax.Array:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
+
 import jax
 import jax.numpy as jnp
 import mujoco
@@ -42,12 +45,15 @@ class Engine(MjxEngine):
     def _make_model(self) -> mjx.Model:
         self._joints = _rk4.Joints(self.model)
         try:
-            return mjx.put_model(self.model, impl="jax")
+            model = mjx.put_model(self.model, impl="jax")
         except NotImplementedError as error:  # names what MJX lacks
             what = str(error).replace("mjtGeom.mjGEOM_", "").rstrip(".")
             raise UsageError(
                 f"mjx cannot step this model: {what}; use warp or native"
             ) from error
+        if self.model.opt.noslip_iterations:
+            _warn_of_noslip(self.model.opt.noslip_iterations)
+        return model
 
     def _make_data(self, contacts: int, constraints_per_world: int) -> mjx.Data:
         return mjx.make_data(self.model, impl="jax")
@@ -77,3 +83,12 @@ class Engine(MjxEngine):
             if (dims == dim).sum() == self._kept:
                 full |= touching[dims == dim].all()
         return jnp.where(full, FAULT_CONTACTS, 0).astype(jnp.int32)
+
+
+@functools.cache  # said once
+def _warn_of_noslip(iterations: int) -> None:
+    warnings.warn(
+        f"mjx has no noslip solver: contacts slip a little more than in MuJoCo C, "
+        f"which spends {iterations} iterations on it",
+        stacklevel=1,
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import mujoco
+import numpy as np
 import warp
 from mujoco import mjx
 from mujoco.mjx._src import math
@@ -38,7 +39,8 @@ class Engine(MjxEngine):
             "opt._impl.warn_overflow": 0,
             _COMPUTE_CFRC_EXT: "cfrc_ext" in self._shapes,
         }
-        return mjx.put_model(self.model, impl="warp").tree_replace(options)
+        model = mjx.put_model(self.model, impl="warp").tree_replace(options)
+        return _with_repeated_pairs(self.model, model)
 
     def _make_data(self, contacts: int, constraints_per_world: int) -> mjx.Data:
         return mjx.make_data(
@@ -64,6 +66,29 @@ class Engine(MjxEngine):
         constraints = jnp.where(bits & int(_CONSTRAINT_BITS), FAULT_CONSTRAINTS, 0)
         contacts = jnp.where(bits & int(_CONTACT_BITS), FAULT_CONTACTS, 0)
         return (constraints | contacts).astype(jnp.int32)
+
+
+def _with_repeated_pairs(model: mujoco.MjModel, on_device: mjx.Model) -> mjx.Model:
+    """Lets Warp collide a contact pair as often as the model lists it, as MuJoCo does.
+
+    Adroit's hand lists the tips of its ring and little fingers twice, which makes their
+    contact twice as stiff. Warp keeps one such pair for two geoms. Its list of what to
+    collide, which the others are added to, is read by its default broad phase: that of
+    models with less than 250,000 pairs of geoms.
+    """
+    listed = on_device._impl.nxn_pairid_filtered
+    missing = np.setdiff1d(np.arange(model.npair), listed[:, 0])
+    geoms = np.sort(np.stack([model.pair_geom1, model.pair_geom2], axis=1)[missing])
+    pairs = np.stack([missing, np.full_like(missing, -1)], axis=1)  # -1: no sensor's
+    more = {"nxn_geom_pair_filtered": geoms, "nxn_pairid_filtered": pairs}
+    return on_device.tree_replace(
+        {
+            f"_impl.{name}": np.concatenate(
+                [getattr(on_device._impl, name), rows.astype(np.int32)]
+            )
+            for name, rows in more.items()
+        }
+    )
 
 
 def _place_static_geoms(model: mjx.Model, data: mjx.Data) -> mjx.Data:

@@ -6,6 +6,7 @@ import functools
 import importlib
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ def make(task: type[Env], **options: Any) -> gymnasium.Env:
     if task.gymnasium_id is None:
         raise UsageError(f"Gymnasium has no environment for {task.__name__}")
     gymnasium.register_envs(importlib.import_module(task.gymnasium_package))
-    with physics.quiet_compilation():
+    with physics.quiet_compilation(), warnings.catch_warnings():
+        # The version is the task's, whatever others there are.
+        warnings.filterwarnings("ignore", message=".*is out of date")
         return gymnasium.make(task.gymnasium_id, **options)
 
 
@@ -78,26 +81,38 @@ def play(
         seed: of the first reset and of the sampled actions.
         video: where to write the first episode, as .mp4.
     """
-    act = functools.partial(_act, policy, deterministic, actor)
-    space = env.action_space
-    assert isinstance(space, gymnasium.spaces.Box)
-    center, scale = (space.high + space.low) / 2, (space.high - space.low) / 2
+    act = chooser(env, policy, actor, deterministic=deterministic, seed=seed)
     recorder = _Recorder(env, video) if video else None
-    key = jax.random.key(seed)
 
     def choose(episode: int, obs: np.ndarray) -> np.ndarray:
-        nonlocal key
         if recorder and episode == 0:
             recorder.frame()
-        key, act_key = jax.random.split(key)
-        control = np.asarray(act(jnp.asarray(obs, jnp.float32), act_key))
-        return center + scale * control
+        return act(episode, obs)
 
     played = play_episodes(env, choose, episodes, seed)
     if recorder:
         recorder.close()
     env.close()
     return played
+
+
+def chooser(
+    env: gymnasium.Env, policy: Policy, actor: Actor, *, deterministic: bool, seed: int
+) -> Callable[[int, np.ndarray], np.ndarray]:
+    """A policy as `play_episodes` asks for it; arguments as those of `play`."""
+    act = functools.partial(_act, policy, deterministic, actor)
+    space = env.action_space
+    assert isinstance(space, gymnasium.spaces.Box)
+    center, scale = (space.high + space.low) / 2, (space.high - space.low) / 2
+    key = jax.random.key(seed)
+
+    def choose(_episode: int, obs: np.ndarray) -> np.ndarray:
+        nonlocal key
+        key, act_key = jax.random.split(key)
+        control = np.asarray(act(jnp.asarray(obs, jnp.float32), act_key))
+        return center + scale * control
+
+    return choose
 
 
 def play_episodes(

@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from iqmjx import envs
 from iqmjx.config import SCHEDULE, Config, setting_fields
 from iqmjx.errors import UsageError
 from iqmjx.presets import Resolved
@@ -43,6 +44,8 @@ _UNREAD_BY_SAC = (
     "num_value_networks",
 )
 """Settings of IQ's in SAC's files, from when all algorithms had the same."""
+_VERSION_1 = ("door", "hammer", "relocate")
+"""Tasks that files named without a version, from when version 1 was all there was."""
 _PACKAGES = ("jax", "mujoco", "mujoco-mjx", "flax", "optax", "orbax-checkpoint")
 
 
@@ -112,7 +115,7 @@ def save(folder: Path, resolved: Resolved) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     content = {
-        "config": dataclasses.asdict(resolved.config),
+        "config": saved_form(resolved.config),
         "preset": resolved.preset,
         "sources": resolved.sources,
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -178,11 +181,16 @@ def load(folder: Path) -> Resolved:
     return Resolved(config, preset, sources)
 
 
+def saved_form(config: Config) -> dict[str, Any]:
+    """What is saved of a config, for `config_of` to read: the task with its version."""
+    return dataclasses.asdict(config) | {"env": envs.versioned(config.env)}
+
+
 def config_of(saved: Any, where: str) -> Config:
-    """The config that was saved as `dataclasses.asdict`, of this version or before.
+    """The config that was saved, by this version of iqmjx or one before.
 
     Args:
-        saved: its values.
+        saved: what `saved_form` made of it.
         where: what they were read from, for messages.
 
     Raises:
@@ -253,8 +261,12 @@ def _flat(saved: dict[str, Any], where: str) -> dict[str, Any]:
     """The values in a config.json by flag name, as of now."""
     if "algorithm" in saved:
         own = _part(saved, "algorithm", dict, where)
-        return {name: saved[name] for name in saved if name != "algorithm"} | own
-    return _from_flat_file(saved)
+        values = {name: saved[name] for name in saved if name != "algorithm"} | own
+    else:
+        values = _from_flat_file(saved)
+    if values.get("env") in _VERSION_1:
+        values["env"] += "-v1"
+    return values
 
 
 def _from_flat_file(saved: dict[str, Any]) -> dict[str, Any]:

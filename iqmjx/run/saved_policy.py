@@ -67,7 +67,7 @@ class PolicyStore:
         """
         self._about = {
             "format": _FORMAT,
-            "config": dataclasses.asdict(config),
+            "config": run_folder.saved_form(config),
             "observation_size": sizes[0],
             "action_size": sizes[1],
         }
