@@ -42,7 +42,7 @@ class VectorState:
     whole: Bool[Array, " N"]  # the episode began at step 0: its return counts
 
     @property
-    def obs(self) -> Float[Array, "N O"]:
+    def obs(self) -> Float[Array, "*N O"]:
         """What the worlds show now."""
         return self.worlds.obs
 
@@ -54,7 +54,7 @@ class Offender:
     found: Bool[Array, ""]  # whether there is one; if not, this is some other world
     qpos: Float[Array, " nq"]
     qvel: Float[Array, " nv"]
-    model_fields: dict[str, Float[Array, ...]]  # its own, by MjModel name
+    model_fields: dict[str, Float[Array, " ..."]]  # its own, by MjModel name
     control: Float[Array, " A"]  # which it was given
 
 

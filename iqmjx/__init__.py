@@ -7,7 +7,7 @@ Array shapes are written with one letter per dimension throughout the package:
     C  replay capacity, transitions    n  bins per action dimension
     K  updates per vector step         T  vector steps in one chunk
     M  evaluation episodes, or start states in a bank
-    V  value networks
+    V  value networks                  S  seeds
 
 A vector step is one control step of all N worlds; env steps count worlds, so a vector
 step is N env steps.

@@ -18,10 +18,10 @@ from iqmjx.policies.base import Policy
 
 @struct.dataclass
 class Actor:
-    """The numbers that acting needs, beside a policy class."""
+    """The numbers that acting needs, beside a policy class; of one seed, or of each."""
 
     params: Any  # of the policy class
-    temperature: Float[Array, ""]  # reward
+    temperature: Float[Array, "*S"]  # reward
     normalizer: Normalizer | None  # None: the policy sees raw observations
 
 

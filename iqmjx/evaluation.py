@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from iqmjx import acting, envs
 from iqmjx.acting import Actor
@@ -32,13 +32,13 @@ _STREAM = 1
 
 @struct.dataclass
 class Episodes:
-    """M finished episodes, on the device or the host."""
+    """M finished episodes (of each seed), on the device or the host."""
 
-    returns: Float[Array | np.ndarray, " M"]
-    lengths: Int[Array | np.ndarray, " M"]  # control steps
-    valid: Bool[Array | np.ndarray, " M"]  # False: it ended by leaving the numbers
+    returns: Float[Array | np.ndarray, "*S M"]
+    lengths: Int[Array | np.ndarray, "*S M"]  # control steps
+    valid: Bool[Array | np.ndarray, "*S M"]  # False: it ended by leaving the numbers
     succeeded: (
-        Bool[Array | np.ndarray, " M"] | None
+        Bool[Array | np.ndarray, "*S M"] | None
     )  # at any step; None where tasks do not say
 
 
@@ -52,7 +52,10 @@ class Game:
 
 
 def play(
-    game: Game, actor: Actor, greedy: Bool[Array, " M"], keys: PRNGKeyArray
+    game: Game,
+    actor: Actor,
+    greedy: Bool[Array | np.ndarray, " M"],
+    keys: Key[Array, " M"],
 ) -> Episodes:
     """Plays one episode in each of M worlds.
 
@@ -110,9 +113,9 @@ def play_all(
     game: Game,
     layout: Layout,
     actors: Actor,
-    greedy: Bool[Array, " M"],
+    greedy: Bool[Array | np.ndarray, " M"],
     seeds: Int[Array, " S"],
-    env_steps: Int[Array, ""],
+    env_steps: UInt32[Array, ""],
 ) -> Episodes:
     """Plays M episodes [S, M] of every seed, on the devices that the seeds lie on.
 
@@ -134,7 +137,9 @@ def play_all(
     )
 
 
-def _keys(seed: Int[Array, ""], env_steps: Int[Array, ""], count: int) -> PRNGKeyArray:
+def _keys(
+    seed: Int[Array, ""], env_steps: UInt32[Array, ""], count: int
+) -> Key[Array, " count"]:
     """Keys [count] for an evaluation of the run with this seed."""
     stream = jax.random.fold_in(jax.random.key(seed), _STREAM)
     return jax.random.split(jax.random.fold_in(stream, env_steps), count)

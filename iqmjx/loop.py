@@ -16,7 +16,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from iqmjx import acting, agents, envs, normalize, parallel, replay
 from iqmjx.config import Config
@@ -60,7 +60,7 @@ class TrainState:
     normalizer: Normalizer  # [S, ...]
     replay: ReplayState  # [S, G, C/G, ...]
     envs: VectorState  # [S, G, N/G, ...]
-    key: PRNGKeyArray  # [S]
+    key: Key[Array, " S"]
     steps: Int[Array, ""]  # vector steps taken
 
 
@@ -76,16 +76,16 @@ SPECS = _specs()
 
 @struct.dataclass
 class StepMetrics:
-    """What happened in one vector step of a seed, or in many of them."""
+    """What happened in vector steps, of one seed [] or of many seeds and steps [*L]."""
 
-    reward: Float[Array, ""]  # mean over the worlds
-    episodes: Int[Array, ""]  # episodes that ended and count
-    return_sum: Float[Array, ""]  # sum of their returns
-    length_sum: Float[Array, ""]  # of their lengths, control steps; int32 would wrap
-    at_bounds: Float[Array, ""]  # share of control entries at -1 or 1
-    overflow: Int[Array, ""]  # worlds whose contacts or constraints overflowed
-    diverged: Int[Array, ""]  # worlds reset for leaving the numbers
-    task: dict[str, Float[Array, ""]]  # the task's metrics, means over the worlds
+    reward: Float[Array, "*L"]  # mean over the worlds
+    episodes: Int[Array, "*L"]  # episodes that ended and count
+    return_sum: Float[Array, "*L"]  # sum of their returns
+    length_sum: Float[Array, "*L"]  # of their lengths, control steps; int32 would wrap
+    at_bounds: Float[Array, "*L"]  # share of control entries at -1 or 1
+    overflow: Int[Array, "*L"]  # worlds whose contacts or constraints overflowed
+    diverged: Int[Array, "*L"]  # worlds reset for leaving the numbers
+    task: dict[str, Float[Array, "*L"]]  # the task's metrics, means over the worlds
     offender: vector.Offender | None  # [G] of each shard, the first that did
 
 
@@ -247,7 +247,7 @@ def _interact(
     setup: Setup,
     bank: envs.State,
     state: TrainState,
-    key: PRNGKeyArray,
+    key: Key[Array, " S"],
     choose: Callable[[acting.Actor, Array, PRNGKeyArray], Array],
 ) -> tuple[TrainState, StepMetrics]:
     """One vector step of all worlds, into replay and the observations' statistics.
@@ -329,7 +329,7 @@ def update(
     return learner, statistics
 
 
-def _learn(setup: Setup, state: TrainState, key: PRNGKeyArray) -> tuple[Any, Any]:
+def _learn(setup: Setup, state: TrainState, key: Key[Array, " S"]) -> tuple[Any, Any]:
     """K updates of each seed on fresh batches: learners, and statistics [S]."""
 
     def learn(learner, normalizer, first, others, key):
@@ -348,7 +348,7 @@ def _learn(setup: Setup, state: TrainState, key: PRNGKeyArray) -> tuple[Any, Any
 
 
 def _draw_batches(
-    setup: Setup, ring: ReplayState, key: PRNGKeyArray
+    setup: Setup, ring: ReplayState, key: Key[Array, " S"]
 ) -> tuple[Transition, Transition]:
     """A batch [S, G, B/G], and K - 1 others [S, G, K - 1, B/G]; consumes `key` [S]."""
     size = setup.config.batch_size // setup.shards.count
@@ -384,8 +384,11 @@ def _seen(normalizer: Normalizer | None, batch: Transition) -> Transition:
 @functools.partial(jax.jit, static_argnums=0)
 def average_actors(setup: Setup, state: TrainState) -> acting.Actor:
     """What evaluations play and policies are saved as, for each seed [S]."""
-    normalizer = _seen_by(setup, state.normalizer)
-    return jax.vmap(setup.agent.average_actor)(state.learner, normalizer)
+
+    def of_seed(learner, normalizer):
+        return setup.agent.average_actor(learner, _seen_by(setup, normalizer))
+
+    return jax.vmap(of_seed)(state.learner, state.normalizer)
 
 
 def regrouped(state: TrainState, num_shards: int) -> TrainState:
@@ -424,7 +427,7 @@ def regrouped(state: TrainState, num_shards: int) -> TrainState:
     return anew(state)
 
 
-def _split(key: PRNGKeyArray, count: int) -> tuple[PRNGKeyArray, ...]:
+def _split(key: Key[Array, " S"], count: int) -> tuple[Key[Array, " S"], ...]:
     """Splits each seed's key: `count` arrays of keys [S]."""
     keys = jax.vmap(lambda k: jax.random.split(k, count), out_axes=1)(key)
     return tuple(keys)

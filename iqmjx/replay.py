@@ -17,7 +17,7 @@ import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key
 
 
 @struct.dataclass
@@ -82,7 +82,7 @@ def add(state: ReplayState, batch: Transition) -> ReplayState:
 
 
 def sample(
-    state: ReplayState, key: PRNGKeyArray, batch_size: int
+    state: ReplayState, key: Key[Array, "*L"], batch_size: int
 ) -> Int[Array, "*L batch_size"]:
     """Draws rows of each ring, uniformly and with replacement, for `take`.
 

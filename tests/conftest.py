@@ -10,6 +10,10 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import jax
 import pytest
 
+from tests import typecheck
+
+typecheck.install()  # before anything of iqmjx is imported
+
 # Jobs in the background and under nohup are started deaf to these, and what tests start
 # from there would be as well.
 for _number in (signal.SIGINT, signal.SIGHUP):

@@ -205,7 +205,7 @@ def test_training_beside_a_spoilt_world(folder):
     )
     offender = jax.tree.map(lambda leaf: leaf[0, 0], steps.offender)
     assert offender.found and offender.qvel[2] == np.float32(1e12)
-    control = setup.agent.policy.control(rows.action[0, WORLD])
+    control = setup.agent.policy.control(jnp.asarray(rows.action[0, WORLD]))
     np.testing.assert_array_equal(offender.control, control)
     state, (steps, learning) = loop.train_chunk(setup, state)
     assert steps.diverged[0] == 0 and not steps.offender.found.any()

@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import itertools
 
 import chex
@@ -81,9 +82,10 @@ def test_target_statistics_are_over_the_batch():
 
 
 def test_td_error_refuses_shapes_that_would_broadcast():
+    """By itself: users' programs do not check annotations."""
     column = jnp.zeros((2, 1))
     with pytest.raises(AssertionError):
-        iq.td_error(
+        inspect.unwrap(iq.td_error)(
             column,
             *[jnp.zeros(2)] * 5,
             temperature=1.0,

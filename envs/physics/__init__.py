@@ -40,8 +40,8 @@ class PhysicsState:
 
     qpos: Float[Array, "*N nq"]
     qvel: Float[Array, "*N nv"]
-    fields: dict[str, Float[Array, ...]]  # requested derived fields, by MjData name
-    model_fields: dict[str, Float[Array, ...]]  # per-world overrides, by MjModel name
+    fields: dict[str, Float[Array, " ..."]]  # requested derived fields, by MjData name
+    model_fields: dict[str, Float[Array, " ..."]]  # the world's own, by MjModel name
     faults: Int[Array, "*N"]  # OR of FAULT_* bits of the last control step
     carry: Any  # the engine's own: all else it needs to continue exactly
 

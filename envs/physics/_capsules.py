@@ -7,10 +7,9 @@ by up to 1.7 in qvel. Both look the function up when they build a program, so it
 replaced there, for the whole process; contact distances and positions remain theirs.
 """
 
-# Inside a kernel the types are Warp's, which its own annotations do not describe.
-# pyright: reportCallIssue=false, reportArgumentType=false
-
 from __future__ import annotations
+
+from typing import no_type_check
 
 import jax.numpy as jnp
 import warp
@@ -37,6 +36,7 @@ def _plane_capsule_jax(model, data, key, geom):
 
 
 @warp.func
+@no_type_check  # the types are Warp's, which its own annotations do not describe
 def _plane_capsule_warp(
     normal: warp.vec3,
     plane_pos: warp.vec3,

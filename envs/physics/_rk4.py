@@ -80,7 +80,7 @@ class Joints:
         return new.at[self._quats].set(turned)
 
 
-def _turn(quat: Float[Array, 4], turn: Float[Array, 3]) -> Float[Array, 4]:
+def _turn(quat: Float[Array, " 4"], turn: Float[Array, " 3"]) -> Float[Array, " 4"]:
     """Rotates by a rotation vector (radians, in the body's own frame)."""
     angle = jnp.linalg.norm(turn)
     # sin(angle / 2) / angle, and its limit at zero, where no axis is defined.

@@ -374,7 +374,7 @@ class ImplicitQ:
 
     def _adapt(
         self, learner: LearnerState, entropy: Float[Array, ""]
-    ) -> tuple[Float[Array, ""], optax.OptState]:
+    ) -> tuple[Float[Array, ""], Any]:
         """Steps the temperature towards the one with the target entropy.
 
         A step is a relative change of the learning rate, less within _ENTROPY_SLACK of

@@ -8,14 +8,15 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int8, PRNGKeyArray
 
 from iqmjx import networks
 from iqmjx.networks import MLP
 from iqmjx.policies.conditionals import Conditionals
 
-Temperature = float | Float[Array, ""]
-"""A number, or a traced scalar."""
+Temperature = float | Float[Array | np.ndarray, ""]
+"""A number or a scalar array; a policy read from a file has NumPy's."""
 
 SOFTMAXES = ("raw", "scaled", "shared")
 """What `Settings.softmax` may be."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +299,6 @@ def _chunks(view: Any, size: tuple[int, ...]) -> Iterator[tuple[Any, np.ndarray]
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _write(array: jax.Array, part: jax.Array, start: Sequence[jax.Array]) -> jax.Array:
-    """Writes a part of an array in place."""
+def _write(array: jax.Array, part: jax.Array, start: jax.Array) -> jax.Array:
+    """Writes a part of an array in place, from the indices `start`."""
     return jax.lax.dynamic_update_slice(array, part, start)

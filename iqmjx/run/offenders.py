@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax.numpy as jnp
 import mujoco
 import numpy as np
 
@@ -69,7 +70,7 @@ def load(path: Path) -> tuple[mujoco.MjModel, mujoco.MjData]:
     with np.load(path) as arrays:
         data = mujoco.MjData(model)
         data.qpos, data.qvel = arrays["qpos"], arrays["qvel"]
-        data.ctrl = np.asarray(env.ctrl(arrays["control"]))
+        data.ctrl = np.asarray(env.ctrl(jnp.asarray(arrays["control"])))
         for name in set(arrays.files).difference(_OF_STATE):
             getattr(model, name)[:] = arrays[name]
     return model, data

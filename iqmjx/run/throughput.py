@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import mujoco
 import mujoco.rollout
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Key, PRNGKeyArray
 
 import iqmjx
 from iqmjx import acting, loop
@@ -182,8 +182,8 @@ def _for_all(
     return jax.jit(on_all, compiler_options=compiler_options)
 
 
-def _keys(setup: loop.Setup) -> PRNGKeyArray:
-    """Some keys [S]."""
+def _keys(setup: loop.Setup) -> Key[Array, " S"]:
+    """Some keys."""
     return jax.random.split(jax.random.key(0), setup.layout.num_seeds)
 
 
