@@ -43,10 +43,15 @@ ROOT = Path(__file__).parent.parent
 _LOOP = ("loop", "acting", "diverged", "parallel")
 _AGENT = ("iq", "sac", "agents", "loop", "config", "probes")
 _POLICY = ("policies", "iq", "config", "probes")
-_TOYS = "commanded or fade_out or dividing_anew or learned_from or of_two_tasks"
+_TOYS = (
+    "metrics_of or room or divid or identity or statistics_of or learned_from or fade"
+)
 TESTS = {
     "iqmjx/loop.py": (f"loop parallel -k {_TOYS}", *_LOOP),
-    "iqmjx/evaluation.py": ("loop acting diverged -k evaluation or mean", *_LOOP),
+    "iqmjx/evaluation.py": (
+        "loop acting diverged -k evaluation or valid or mean",
+        *_LOOP,
+    ),
     "envs/vector.py": ("vector", "diverged", *_LOOP),
     "iqmjx/replay.py": ("replay", *_LOOP),
     "iqmjx/agents/__init__.py": ("extensions", "config"),

@@ -81,6 +81,64 @@ def test_autoregressive_log_prob_is_the_product_of_its_conditionals():
     assert np.abs(pair / first[:, None] - pair.sum(0)).max() > 0.05  # dependent
 
 
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_conditionals_are_those_of_the_formula(layer_norm):
+    """F_j = W_j relu(LayerNorm(c(s) + sum_{i<j} E_i[a_i])) + b_j, in NumPy."""
+    policy = make("autoregressive", 3, softmax="raw", layer_norm=layer_norm)
+    params = trained(policy)
+    obs = jax.random.normal(jax.random.key(5), (6, OBS))
+    action = policy.random(jax.random.key(6), 6)
+    found = policy.log_probs(params, obs, action, 0.1)
+    context = np.asarray(policy.network.network.apply(params.network, obs), float)
+    for row, dimension in itertools.product(range(6), range(3)):
+        hidden = context[row]
+        for before in range(dimension):
+            hidden = hidden + np.asarray(params.embedding)[before, action[row, before]]
+        if layer_norm:
+            hidden = (hidden - hidden.mean()) / hidden.std()
+        outputs = np.maximum(hidden, 0) @ np.asarray(params.weight[dimension], float)
+        outputs = outputs + params.bias[dimension]
+        expected = outputs - np.log(np.exp(outputs).sum())
+        np.testing.assert_allclose(found[row, dimension], expected, atol=1e-4)
+
+
+def test_conditionals_begin_with_lecun_s_weights():
+    """Of variance 1 / C for C inputs, apart for each dimension; embeddings of 1."""
+    policy = make("autoregressive", 20)
+    params = policy.init(jax.random.key(0), OBS)
+    width = params.weight.shape[1]
+    assert params.weight.shape == (20, width, 5)
+    assert params.embedding.shape == (20, 5, width)
+    np.testing.assert_allclose(params.weight.std(), width**-0.5, rtol=0.05)
+    np.testing.assert_allclose(params.embedding.std(), 1, rtol=0.05)
+    assert not params.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("gaussian", -10, 2), ("tanh_gaussian", -20, 2)]
+)
+def test_deviations_stay_in_their_range(name, low, high):
+    """Whatever the network says: by log pi of the mode, -log std - log(2 pi) / 2."""
+    policy = make(name, 1, softmax="raw")
+    params = policy.init(jax.random.key(0), OBS)
+    obs = jnp.zeros((1, OBS))
+    outputs = policy.network.apply(params, obs)[0]
+    for said in (-30, low - 0.5, low + 0.5, 0, high - 0.5, high + 0.5, 30):
+        moved = jnp.array([0.0, said]) - outputs
+        last = max(params["params"])
+        shifted = jax.tree.map(jnp.copy, params)
+        shifted["params"][last]["bias"] += moved
+        log_prob = policy.log_prob(shifted, obs, jnp.zeros((1, 1)), 1.0)
+        expected = -np.clip(said, low, high) - np.log(2 * np.pi) / 2
+        np.testing.assert_allclose(log_prob, expected, rtol=1e-5)
+
+
+def test_a_gaussian_action_is_controlled_by_the_nearest_point_of_the_box():
+    action = jnp.array([[-3.0, -1.0, 0.25, 1.0, 1.5]])
+    control = make("gaussian", 5).control(action)
+    np.testing.assert_array_equal(control, [[-1.0, -1.0, 0.25, 1.0, 1.0]])
+
+
 def test_autoregressive_log_prob_costs_at_most_three_times_the_independent_one():
     """A Humanoid's: 348 observations, 17 dimensions of 11 bins, 4096 actions."""
     obs = jax.random.normal(jax.random.key(5), (4096, 348))

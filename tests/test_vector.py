@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from iqmjx.envs import vector
+from iqmjx.envs.physics import FAULT_CONSTRAINTS, FAULT_CONTACTS, FAULT_STATE
 from tests.toys import Commanded
 
 LIMIT = 5
@@ -127,6 +128,25 @@ def test_a_diverged_world_is_reset_and_said_to_be():
     assert outcome.terminated[0] and outcome.reward[0] == 0
     np.testing.assert_array_equal(outcome.next_obs[0], state.obs[0])
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+
+
+def test_a_control_is_none_beyond_ten_times_its_range_and_a_world_is_lost_by_any_part():
+    calm = jax.vmap(Commanded().reset)(jax.random.split(jax.random.key(0), 2))
+
+    def lost(control=0.0, **changes):
+        controls = jnp.zeros((2, 2)).at[1, 0].set(control)
+        stepped = dataclasses.replace(calm, **changes)
+        return vector.has_diverged(stepped, controls).tolist()
+
+    for control in (0.0, 10.0, -10.0):
+        assert lost(control) == [False, False]
+    for control in (10.001, -10.001, jnp.inf, jnp.nan):
+        assert lost(control) == [False, True]
+    assert lost(obs=calm.obs.at[1, 1].set(jnp.nan)) == [False, True]
+    assert lost(reward=calm.reward.at[1].set(-jnp.inf)) == [False, True]
+    faults = jnp.array([FAULT_CONTACTS | FAULT_CONSTRAINTS, FAULT_STATE])
+    assert lost(info={"faults": faults}) == [False, True]
+    assert lost(info={}) == [False, False]
 
 
 class Telling(Commanded):
