@@ -43,9 +43,7 @@ ROOT = Path(__file__).parent.parent
 _LOOP = ("loop", "acting", "diverged", "parallel")
 _AGENT = ("iq", "sac", "agents", "loop", "config", "probes")
 _POLICY = ("policies", "iq", "config", "probes")
-_TOYS = (
-    "metrics_of or room or divid or identity or statistics_of or learned_from or fade"
-)
+_TOYS = "metrics_of or room or divid or identity or statistics_of"
 TESTS = {
     "iqmjx/loop.py": (f"loop parallel -k {_TOYS}", *_LOOP),
     "iqmjx/evaluation.py": (
