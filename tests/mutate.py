@@ -44,6 +44,7 @@ _LOOP = ("loop", "acting", "diverged", "parallel")
 _AGENT = ("iq", "sac", "agents", "loop", "config", "probes")
 _POLICY = ("policies", "iq", "config", "probes")
 _TOYS = "metrics_of or room or divid or identity or statistics_of"
+_RANGES = "config -k default or last_number or depend"
 TESTS = {
     "iqmjx/loop.py": (f"loop parallel -k {_TOYS}", *_LOOP),
     "iqmjx/evaluation.py": (
@@ -53,8 +54,8 @@ TESTS = {
     "envs/vector.py": ("vector", "diverged", *_LOOP),
     "iqmjx/replay.py": ("replay", *_LOOP),
     "iqmjx/agents/__init__.py": ("extensions", "config"),
-    "iqmjx/agents/base.py": ("agents loop -k average or annealed", *_AGENT),
-    "iqmjx/agents/iq.py": _AGENT,
+    "iqmjx/agents/base.py": (_RANGES, "agents loop -k average or annealed", *_AGENT),
+    "iqmjx/agents/iq.py": (_RANGES, *_AGENT),
     "iqmjx/agents/sac.py": ("sac", *_AGENT),
     "iqmjx/policies/__init__.py": ("extensions", "config"),
     "iqmjx/policies/base.py": ("iq", *_POLICY),
