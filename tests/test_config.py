@@ -233,7 +233,8 @@ def test_settings_hold_to_the_last_number_of_their_range(name):
 
 
 def test_settings_hold_to_ranges_that_depend_on_each_other():
-    assert iq.Settings(hidden_sizes=(2,) * 64).hidden_sizes == (2,) * 64
+    for sizes in ((2,), (2,) * 64):
+        assert iq.Settings(hidden_sizes=sizes).hidden_sizes == sizes
     for sizes in ((2,) * 65, (), (1,)):
         with pytest.raises(ValueError, match="--hidden_sizes"):
             iq.Settings(hidden_sizes=sizes)

@@ -358,6 +358,32 @@ def test_entropy_is_the_mean_of_minus_log_pi(name):
     np.testing.assert_allclose(entropy.mean(), -log_prob.mean(), atol=6 * error)
 
 
+@pytest.mark.parametrize("name", ["autoregressive", "flow", "tanh_gaussian"])
+def test_an_estimate_of_the_entropy_passes_no_gradient_on(name):
+    policy = make(name)
+    params = trained(policy)
+    obs = jax.random.normal(jax.random.key(5), (3, OBS))
+    action, key = policy.random(jax.random.key(6), 3), jax.random.key(7)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        found = policy.log_prob_and_entropy(params, obs, action, key, 0.1)
+        return found[1].sum()
+
+    assert all(not leaf.any() for leaf in jax.tree.leaves(gradient(params)))
+
+
+def test_the_flow_s_next_dimension_sees_an_action_as_shares_of_two_points():
+    """Of -1, -0.5, 0, 0.5 and 1."""
+    weights = make("flow")._weights(jnp.array([[-1.0, 0.125], [0.75, 1.0]]))
+    expected = [
+        [[1, 0, 0, 0, 0], [0, 0, 0.75, 0.25, 0]],
+        [[0, 0, 0, 0.5, 0.5], [0, 0, 0, 0, 1]],
+    ]
+    np.testing.assert_allclose(weights, expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", CLASSES[:3])
 def test_the_mode_is_denser_than_samples(name):
     policy = make(name)

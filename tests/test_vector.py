@@ -150,7 +150,7 @@ def test_a_control_is_none_beyond_ten_times_its_range_and_a_world_is_lost_by_any
 
 
 class Telling(Commanded):
-    """Calls its ends truncations where the position is odd; counts in `info`."""
+    """Says truncation where the position is odd, at an end or not; counts in `info`."""
 
     def reset(self, key):
         return self._told(super().reset(key), jnp.zeros((), jnp.int32))
@@ -160,7 +160,7 @@ class Telling(Commanded):
 
     def _told(self, state, count):
         odd = jnp.floor(state.obs[0]) % 2 == 1
-        info = {"truncation": (odd & (state.done > 0)) * 1.0, "count": count}
+        info = {"truncation": odd * 1.0, "count": count}
         metrics = {"position": state.obs[0]}
         return dataclasses.replace(state, info=info, metrics=metrics)
 
