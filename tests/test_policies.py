@@ -306,6 +306,10 @@ def test_tanh_gaussian_log_prob_is_that_of_its_samples_at_any_temperature():
         np.testing.assert_array_equal(sample, action)
     edge = policy.log_prob(params, obs, jnp.sign(action), 0.1)
     assert np.isfinite(edge).all()
+    # As those just inside, and no further in.
+    for inside, same in ((1e-6, True), (2e-6, False)):
+        other = policy.log_prob(params, obs, (1 - inside) * jnp.sign(action), 0.1)
+        assert np.allclose(other, edge, atol=1e-3) == same
 
 
 def test_the_gaussian_s_implied_advantage_is_quadratic():
@@ -382,6 +386,29 @@ def test_the_flow_s_next_dimension_sees_an_action_as_shares_of_two_points():
         [[0, 0, 0, 0.5, 0.5], [0, 0, 0, 0, 1]],
     ]
     np.testing.assert_allclose(weights, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", (*CLASSES, "tanh_gaussian"))
+def test_leading_axes_are_rows(name):
+    policy = make(name, 3)
+    params = trained(policy)
+    obs = jax.random.normal(jax.random.key(5), (6, OBS))
+    action = policy.random(jax.random.key(6), 6)
+
+    @jax.jit
+    def found(obs, action):
+        key = jax.random.key(7)
+        both = policy.log_prob_and_entropy(params, obs, action, key, 0.1)
+        sample = policy.sample(params, obs, key, 0.1)
+        return *both, sample, policy.mode(params, obs, 0.1), policy.control(action)
+
+    def folded(leaf):
+        return leaf.reshape(2, 3, *leaf.shape[1:])
+
+    for one, other in zip(
+        found(obs, action), found(folded(obs), folded(action)), strict=True
+    ):
+        np.testing.assert_allclose(other, folded(one), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", CLASSES[:3])
