@@ -5,6 +5,7 @@ import re
 import pytest
 
 from iqmjx import agents, envs, presets
+from iqmjx.agents import iq
 from iqmjx.config import Config, own_fields, setting_fields
 from iqmjx.settings import check, setting
 
@@ -184,6 +185,71 @@ def test_paper_preset_is_the_paper_value_by_value(env, algo):
     assert {name: flat[name] for name in flat if name not in NOT_LEARNING} == expected
     for name, source in resolved.sources.items():
         assert source != "default" or name in NOT_LEARNING, name
+
+
+RECIPE = {
+    "average_rate": 2e-4,
+    "layer_norm": True,
+    "zero_last_layer": True,
+    "softmax": "shared",
+    "advantage_scale": 0.1,
+}
+
+
+@pytest.mark.parametrize("algo", ["iq", "m_iq", "sac"])
+def test_settings_are_the_paper_s_by_default_but_for_the_recipe(algo):
+    """What an algorithm from elsewhere begins with that extends them."""
+    expected = PAPER | PAPER_ALGORITHMS[algo] | RECIPE
+    for name, field in own_fields(algo).items():
+        assert field.default == expected[name], name
+
+
+RANGES = {
+    "learning_rate": (1e-6, 1.0),
+    "discounting": (0.0, 1.0),
+    "target_rate": (1e-6, 1.0),
+    "average_rate": (1e-6, 1.0),
+    "value_scale": (1e-6, 1e6),
+    "temperature": (1e-6, 1e6),
+    "target_entropy": (0.0, 1.0),
+    "munchausen": (0.0, 1.0),
+    "num_bins": (2, 127),
+    "advantage_scale": (1e-6, 1e6),
+    "num_value_networks": (1, 64),
+}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_settings_hold_to_the_last_number_of_their_range(name):
+    low, high = RANGES[name]
+    beyond = (low - 1, high + 1)
+    if isinstance(low, float):
+        beyond = low - 1e-7, high * (1 + 1e-7)
+    for value in (low, high):
+        assert getattr(iq.Settings(**{name: value}), name) == value
+    for value in beyond:
+        with pytest.raises(ValueError, match=f"--{name} "):
+            iq.Settings(**{name: value})
+
+
+def test_settings_hold_to_ranges_that_depend_on_each_other():
+    for sizes in ((2,), (2,) * 64):
+        assert iq.Settings(hidden_sizes=sizes).hidden_sizes == sizes
+    for sizes in ((2,) * 65, (), (1,)):
+        with pytest.raises(ValueError, match="--hidden_sizes"):
+            iq.Settings(hidden_sizes=sizes)
+    for temperature in (1e-4, 10.0):
+        iq.Settings(temperature=temperature, target_entropy=0.5)
+    for temperature in (0.99e-4, 10.1):
+        iq.Settings(temperature=temperature)
+        with pytest.raises(ValueError, match=r"--temperature .*from 0.0001 to 10.0"):
+            iq.Settings(temperature=temperature, target_entropy=0.5)
+    iq.MunchausenSettings(munchausen=1e-9)
+    for munchausen in (0.0, 1.0001):
+        with pytest.raises(ValueError, match="--munchausen"):
+            iq.MunchausenSettings(munchausen=munchausen)
+    with pytest.raises(ValueError, match="--policy normal"):
+        iq.Settings(policy="normal")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from iqmjx import acting, agents
@@ -79,6 +80,52 @@ def test_target_statistics_are_over_the_batch():
     learner = agent.init(jax.random.key(0))
     _, statistics = agent.update(learner, batch, jax.random.key(1))
     assert (statistics.target, statistics.target_std) == (2.5, 1.5)
+
+
+def test_statistics_are_means_over_the_batch_and_the_value_networks():
+    agent = make_agent(algo="m_iq", temperature=0.3, num_value_networks=2)
+    agent = dataclasses.replace(agent, optimizer=optax.sgd(0.5))
+    learner = perturbed(agent.init(jax.random.key(0)))
+    batch, key = make_batch(), jax.random.key(2)
+    params, targets = learner.params, learner.target_params
+    log_prob, entropy = (
+        np.asarray(each, float)
+        for each in agent.policy.log_prob_and_entropy(
+            params.policy, batch.obs, batch.action, key, 0.3
+        )
+    )
+    again = agent.policy.log_prob(targets.policy, batch.obs, batch.action, 0.3)
+    values = np.asarray(agent.values(params.values, batch.obs), float)
+    bootstrap = np.asarray(agent.values(targets.values, batch.next_obs)).min(0)
+    target = batch.reward + 0.9 * 0.3 * again + 0.99 * batch.discount * bootstrap
+    error = np.asarray(target)[None] - 0.3 * log_prob[None] - values
+    learner = dataclasses.replace(learner, opt_state=agent.optimizer.init(params))
+    after, statistics = jax.jit(agent.update)(learner, batch, key)
+    steps = jax.tree.map(lambda a, b: (a - b) / 0.5, params, after.params)
+    for name, expected in {
+        "loss": np.mean(error**2),
+        "td_error": np.mean(np.abs(error)),
+        "value": np.mean(values),
+        "target": np.mean(target),
+        "target_std": np.std(target),
+        "log_prob": np.mean(log_prob),
+        "entropy": np.mean(entropy) / ACTIONS,
+        "grad_norm": np.sqrt(sum(np.sum(x**2) for x in jax.tree.leaves(steps))),
+        "temperature": 0.3,
+    }.items():
+        got = getattr(statistics, name)
+        np.testing.assert_allclose(got, expected, rtol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize(("end", "entropy"), [(1e-4, 9.0), (10.0, -9.0)])
+def test_the_temperature_stays_in_its_range(end, entropy):
+    """At an end of it, with an entropy that would move it on."""
+    agent = make_agent(temperature=end, target_entropy=0.5, learning_rate=0.01)
+    learner = agent.init(jax.random.key(0))
+    after, _ = agent._adapt(learner, jnp.float32(entropy))
+    np.testing.assert_allclose(jnp.exp(after), end, rtol=1e-5)
+    back, _ = agent._adapt(learner, jnp.float32(-entropy))
+    np.testing.assert_allclose(abs(back - after), 0.01, rtol=1e-3)
 
 
 def test_td_error_refuses_shapes_that_would_broadcast():

@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from iqmjx import evaluation, loop, replay
+from iqmjx import agents, envs, evaluation, loop, parallel, replay
 from iqmjx.agents import base
 from iqmjx.envs import vector
+from iqmjx.envs.physics import FAULT_CONSTRAINTS, FAULT_CONTACTS
 from iqmjx.run import memory
 from tests import toys
 
@@ -216,6 +217,154 @@ def test_replay_holds_true_transitions_of_commanded_worlds():
     assert metrics.diverged[0] == (~kept).sum()
 
 
+class Crowded(toys.Commanded):
+    """Says its position in its metrics; contacts have no room above 2, rows above 3."""
+
+    def _state(self, start, position, reward, done):
+        state = super()._state(start, position, reward, done)
+        faults = jnp.where(position > 2, FAULT_CONTACTS, 0)
+        faults |= jnp.where(position > 3, FAULT_CONSTRAINTS, 0)
+        return dataclasses.replace(
+            state, info={"faults": faults}, metrics={"position": position}
+        )
+
+
+def test_metrics_of_a_warm_up_are_those_of_its_rows():
+    """Of each seed, over its shards and all steps; the rows of replay tell them."""
+    env = Crowded()
+    setup = toys.toy_setup(
+        env,
+        num_envs=8,
+        num_seeds=2,
+        num_shards=2,
+        episode_length=3,
+        min_replay_size=256,
+    )
+    state, metrics = loop.warm_up(setup, loop.init(setup))
+    assert setup.config.warm_up_steps == 32
+    rows = state.replay.data
+    for seed in range(2):
+        reward, at_bounds, position = [], [], []
+        returns, lengths, overflow, lost = [], [], 0, 0
+        for shard in range(2):
+            begun = {world: (0.0, 0) for world in range(4)}
+            offender = None
+            for row in range(32 * 4):
+                bins = np.asarray(rows.action[seed, shard, row])
+                control = bins / 5 - 1  # of 11
+                before = float(rows.obs[seed, shard, row, 0])
+                diverged = control[1] > 0.5
+                sofar, length = begun[row % 4]
+                after = 0 if diverged else before + 1
+                sofar, length = sofar + after, length + 1
+                if control[0] > 0.5 or diverged or length == 3:
+                    if not diverged:
+                        returns.append(sofar)
+                        lengths.append(length)
+                    sofar, length = 0.0, 0
+                begun[row % 4] = sofar, length
+                reward.append(after)
+                position.append(after)
+                at_bounds += [each in (0, 10) for each in bins]
+                overflow += after > 2
+                lost += diverged
+                if diverged and offender is None:
+                    offender = before, control
+            place = seed, shard
+            found = jax.tree.map(lambda leaf, p=place: leaf[p], metrics.offender)
+            assert found.found
+            np.testing.assert_allclose(found.qpos, offender[:1], rtol=1e-6)
+            np.testing.assert_allclose(found.control, offender[1], atol=1e-6)
+        told = jax.tree.map(lambda leaf, s=seed: leaf[s], metrics)
+        assert (told.episodes, told.diverged) == (len(returns), lost)
+        assert told.overflow == overflow > 0
+        for name, expected in (
+            ("reward", np.mean(reward)),
+            ("return_sum", np.sum(returns)),
+            ("length_sum", np.sum(lengths)),
+            ("at_bounds", np.mean(at_bounds)),
+        ):
+            got = getattr(told, name)
+            np.testing.assert_allclose(got, expected, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(told.task["position"], np.mean(position), rtol=1e-5)
+
+
+def test_statistics_of_a_chunk_are_the_means_of_its_steps():
+    @dataclasses.dataclass(frozen=True, eq=False)
+    class Counter:
+        agent: Any
+
+        def __getattr__(self, name):
+            return getattr(self.agent, name)
+
+        def update(self, learner, batch, key, shards):
+            updates = learner.updates + 1
+            return dataclasses.replace(learner, updates=updates), {"after": updates}
+
+    setup = toys.toy_setup(toys.Commanded(), grad_updates_per_step=3)
+    setup = dataclasses.replace(setup, agent=Counter(setup.agent))
+    state, (_, statistics) = loop.train_chunk(setup, warmed(setup))
+    # Of 4 steps of 3 updates, the first of each: 1, 4, 7 and 10.
+    np.testing.assert_array_equal(statistics["after"], [5.5])
+    np.testing.assert_array_equal(state.learner.updates, [12])
+
+
+@pytest.mark.parametrize(
+    ("seeds", "shards", "devices", "worlds"),
+    [(1, 1, 1, 24), (2, 2, 1, 48), (1, 4, 2, 12), (2, 2, 4, 12), (4, 1, 2, 48)],
+)
+def test_physics_has_room_for_the_worlds_of_a_device(
+    monkeypatch, seeds, shards, devices, worlds
+):
+    """24 worlds of each seed, divided among its shards."""
+    asked = []
+
+    def make(name, physics, worlds):
+        asked.append((name, physics, worlds))
+        return toys.Commanded()
+
+    monkeypatch.setattr(envs, "make", make)
+    layout = parallel.make_layout(seeds, shards, [jax.devices()[0]] * devices)
+    config = toys.config(num_envs=24, num_seeds=seeds, max_replay_size=960)
+    setup = loop.make_setup(config, layout=layout)
+    assert asked == [("hopper", "native", worlds)]
+    assert setup.worlds_per_shard == 24 // shards
+    assert setup.config.num_shards == shards
+
+
+@pytest.mark.parametrize(
+    ("name", "fit"), [("num_envs", 9), ("batch_size", 18), ("num_shards", 3)]
+)
+def test_what_devices_cannot_divide_is_refused_and_what_fits_is_said(
+    monkeypatch, name, fit
+):
+    three = [jax.devices()[0]] * 3
+    monkeypatch.setattr(jax, "devices", lambda: three)
+    monkeypatch.setattr(jax, "device_count", lambda: 3)
+    fitting = {"num_envs": 9, "batch_size": 18, "num_shards": 3}
+    fitting["max_replay_size"] = 9 * 64
+    loop.make_setup(toys.config(**fitting), toys.Commanded())
+    given = fitting | {name: 8 if name == "num_envs" else 16}
+    given |= {"max_replay_size": 512} if name == "num_envs" else {}
+    given |= {"num_shards": 0} if name != "num_shards" else {"num_shards": 1}
+    wrong = given[name]
+    with pytest.raises(ValueError, match=rf"--{name} {wrong}: .*of 3.* such as {fit}$"):
+        loop.make_setup(toys.config(**given), toys.Commanded())
+
+
+def test_setups_are_compared_by_identity_and_do_not_change(setup):
+    game = evaluation.Game(setup.env, setup.agent.policy, 10)
+    for each in (setup, game, setup.agent, make_sac()):
+        again = dataclasses.replace(each)
+        assert again != each and hash(again) != hash(each)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            each.policy = None
+
+
+def make_sac():
+    return agents.make(toys.config(algo="sac"), 3, 2)
+
+
 def test_raw_observations_are_stored_and_normalized_on_reading(setup):
     state = loop.init(setup)
     obs = np.asarray(state.envs.obs)
@@ -309,6 +458,49 @@ def test_evaluation_counts_whole_episodes_of_known_worlds(greedy):
     starts = (np.asarray(episodes.returns) - lengths * (lengths + 1) / 2) / lengths
     assert ((starts > 0) & (starts < 1)).all()
     np.testing.assert_array_equal(lengths, np.where(starts > 0.5, 2, 3))
+
+
+def test_what_is_logged_of_episodes_is_of_the_valid_ones_in_either_mode():
+    episodes = evaluation.Episodes(
+        returns=np.array([1.0, 4.0, 9.0, 10.0, 30.0, 7.0]),
+        lengths=np.array([2, 4, 9, 5, 9, 7]),
+        valid=np.array([True, True, False, True, True, False]),
+        succeeded=np.array([True, False, True, True, True, False]),
+    )
+    row = evaluation.summarize(episodes, evaluation.both_modes(3))
+    assert row == {
+        "eval/diverged": 2,
+        "eval/episode_reward": 2.5,
+        "eval/episode_reward_std": 1.5,
+        "eval/avg_episode_length": 3,
+        "eval/sampled_episode_reward": 20,
+        "eval/sampled_episode_reward_std": 10,
+        "eval/avg_sampled_episode_length": 7,
+        "eval/success": 0.5,
+        "eval/sampled_success": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("seeds", "shards", "devices", "episodes", "worlds"),
+    [
+        (1, 1, 1, 6, 6),
+        (4, 1, 2, 6, 12),  # two seeds on each device
+        (1, 2, 2, 6, 3),
+        (2, 2, 4, 6, 3),
+        (1, 4, 4, 6, 6),  # four devices do not divide six: each plays all
+        (3, 2, 2, 6, 9),
+    ],
+)
+def test_evaluation_has_room_for_the_worlds_of_a_device(
+    seeds, shards, devices, episodes, worlds
+):
+    layout = parallel.make_layout(seeds, shards, [jax.devices()[0]] * devices)
+    assert evaluation.worlds_on_a_device(layout, episodes) == worlds
+
+
+def test_training_and_evaluation_draw_from_streams_of_their_own():
+    assert loop._STREAM != evaluation._STREAM
 
 
 def test_evaluation_stops_at_the_time_limit():

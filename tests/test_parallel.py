@@ -164,6 +164,10 @@ def test_dividing_anew_keeps_each_world_with_its_rows():
         worlds = anew.envs.worlds.obs[0].reshape(8, -1)
         np.testing.assert_array_equal(worlds, state.envs.worlds.obs[0].reshape(8, -1))
         assert anew.replay.insert_index == 0 and anew.replay.size == 32 // shards
+        half = dataclasses.replace(state.replay, insert_index=8, size=8)
+        half = dataclasses.replace(state, replay=half)  # two steps of four worlds
+        ring = loop.regrouped(half, shards).replay
+        assert ring.insert_index == ring.size == 2 * 8 // shards
         back = loop.regrouped(anew, 2)
         jax.tree.map(np.testing.assert_array_equal, back, state)
 

@@ -81,6 +81,64 @@ def test_autoregressive_log_prob_is_the_product_of_its_conditionals():
     assert np.abs(pair / first[:, None] - pair.sum(0)).max() > 0.05  # dependent
 
 
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_conditionals_are_those_of_the_formula(layer_norm):
+    """F_j = W_j relu(LayerNorm(c(s) + sum_{i<j} E_i[a_i])) + b_j, in NumPy."""
+    policy = make("autoregressive", 3, softmax="raw", layer_norm=layer_norm)
+    params = trained(policy)
+    obs = jax.random.normal(jax.random.key(5), (6, OBS))
+    action = policy.random(jax.random.key(6), 6)
+    found = policy.log_probs(params, obs, action, 0.1)
+    context = np.asarray(policy.network.network.apply(params.network, obs), float)
+    for row, dimension in itertools.product(range(6), range(3)):
+        hidden = context[row]
+        for before in range(dimension):
+            hidden = hidden + np.asarray(params.embedding)[before, action[row, before]]
+        if layer_norm:
+            hidden = (hidden - hidden.mean()) / hidden.std()
+        outputs = np.maximum(hidden, 0) @ np.asarray(params.weight[dimension], float)
+        outputs = outputs + params.bias[dimension]
+        expected = outputs - np.log(np.exp(outputs).sum())
+        np.testing.assert_allclose(found[row, dimension], expected, atol=1e-4)
+
+
+def test_conditionals_begin_with_lecun_s_weights():
+    """Of variance 1 / C for C inputs, apart for each dimension; embeddings of 1."""
+    policy = make("autoregressive", 20)
+    params = policy.init(jax.random.key(0), OBS)
+    width = params.weight.shape[1]
+    assert params.weight.shape == (20, width, 5)
+    assert params.embedding.shape == (20, 5, width)
+    np.testing.assert_allclose(params.weight.std(), width**-0.5, rtol=0.05)
+    np.testing.assert_allclose(params.embedding.std(), 1, rtol=0.05)
+    assert not params.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("gaussian", -10, 2), ("tanh_gaussian", -20, 2)]
+)
+def test_deviations_stay_in_their_range(name, low, high):
+    """Whatever the network says: by log pi of the mode, -log std - log(2 pi) / 2."""
+    policy = make(name, 1, softmax="raw")
+    params = policy.init(jax.random.key(0), OBS)
+    obs = jnp.zeros((1, OBS))
+    outputs = policy.network.apply(params, obs)[0]
+    for said in (-30, low - 0.5, low + 0.5, 0, high - 0.5, high + 0.5, 30):
+        moved = jnp.array([0.0, said]) - outputs
+        last = max(params["params"])
+        shifted = jax.tree.map(jnp.copy, params)
+        shifted["params"][last]["bias"] += moved
+        log_prob = policy.log_prob(shifted, obs, jnp.zeros((1, 1)), 1.0)
+        expected = -np.clip(said, low, high) - np.log(2 * np.pi) / 2
+        np.testing.assert_allclose(log_prob, expected, rtol=1e-5)
+
+
+def test_a_gaussian_action_is_controlled_by_the_nearest_point_of_the_box():
+    action = jnp.array([[-3.0, -1.0, 0.25, 1.0, 1.5]])
+    control = make("gaussian", 5).control(action)
+    np.testing.assert_array_equal(control, [[-1.0, -1.0, 0.25, 1.0, 1.0]])
+
+
 @pytest.mark.slow  # a quiet machine's time
 def test_autoregressive_log_prob_costs_at_most_three_times_the_independent_one():
     """A Humanoid's: 348 observations, 17 dimensions of 11 bins, 4096 actions."""
@@ -249,6 +307,10 @@ def test_tanh_gaussian_log_prob_is_that_of_its_samples_at_any_temperature():
         np.testing.assert_array_equal(sample, action)
     edge = policy.log_prob(params, obs, jnp.sign(action), 0.1)
     assert np.isfinite(edge).all()
+    # As those just inside, and no further in.
+    for inside, same in ((1e-6, True), (2e-6, False)):
+        other = policy.log_prob(params, obs, (1 - inside) * jnp.sign(action), 0.1)
+        assert np.allclose(other, edge, atol=1e-3) == same
 
 
 def test_the_gaussian_s_implied_advantage_is_quadratic():
@@ -299,6 +361,55 @@ def test_entropy_is_the_mean_of_minus_log_pi(name):
     )
     error = np.std(log_prob) / 20_000**0.5
     np.testing.assert_allclose(entropy.mean(), -log_prob.mean(), atol=6 * error)
+
+
+@pytest.mark.parametrize("name", ["autoregressive", "flow", "tanh_gaussian"])
+def test_an_estimate_of_the_entropy_passes_no_gradient_on(name):
+    policy = make(name)
+    params = trained(policy)
+    obs = jax.random.normal(jax.random.key(5), (3, OBS))
+    action, key = policy.random(jax.random.key(6), 3), jax.random.key(7)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        found = policy.log_prob_and_entropy(params, obs, action, key, 0.1)
+        return found[1].sum()
+
+    assert all(not leaf.any() for leaf in jax.tree.leaves(gradient(params)))
+
+
+def test_the_flow_s_next_dimension_sees_an_action_as_shares_of_two_points():
+    """Of -1, -0.5, 0, 0.5 and 1."""
+    weights = make("flow")._weights(jnp.array([[-1.0, 0.125], [0.75, 1.0]]))
+    expected = [
+        [[1, 0, 0, 0, 0], [0, 0, 0.75, 0.25, 0]],
+        [[0, 0, 0, 0.5, 0.5], [0, 0, 0, 0, 1]],
+    ]
+    np.testing.assert_allclose(weights, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", (*CLASSES, "tanh_gaussian"))
+def test_leading_axes_are_rows(name):
+    policy = make(name, 3)
+    params = trained(policy)
+    obs = jax.random.normal(jax.random.key(5), (6, OBS))
+    action = policy.random(jax.random.key(6), 6)
+
+    @jax.jit
+    def found(obs, action):
+        key = jax.random.key(7)
+        both = policy.log_prob_and_entropy(params, obs, action, key, 0.1)
+        sample = policy.sample(params, obs, key, 0.1)
+        return *both, sample, policy.mode(params, obs, 0.1), policy.control(action)
+
+    def folded(leaf):
+        return leaf.reshape(2, 3, *leaf.shape[1:])
+
+    for one, other in zip(
+        found(obs, action), found(folded(obs), folded(action)), strict=True
+    ):
+        np.testing.assert_allclose(other, folded(one), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", CLASSES[:3])

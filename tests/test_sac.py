@@ -53,8 +53,8 @@ PARAMS = sac.Params(
 TARGET_CRITICS = (jnp.asarray(0.5), jnp.asarray(3.0))
 
 
-def transition(terminated):
-    return Transition(
+def transition(terminated, rows=1):
+    one = Transition(
         obs=jnp.asarray([[1.0]]),
         action=jnp.asarray([[0.5]]),
         reward=jnp.asarray([1.0]),
@@ -62,10 +62,12 @@ def transition(terminated):
         weight=jnp.ones(1),
         next_obs=jnp.asarray([[2.0]]),
     )
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf, rows, 0), one)
 
 
 @pytest.mark.usefixtures("no_rank_promotion")
-def test_losses_golden():
+@pytest.mark.parametrize("rows", [1, 3])
+def test_losses_golden(rows):
     # a' = 0.25, log pi(a'|s') = 0.5; target Q: 0.5 * 2.25 = 1.125 and 3 * 2.25 = 6.75.
     #   target = 1 + 0.9 * (1.125 - 0.1 * 0.5) = 1.9675
     #   Q(s, a) = 1 * 1.5 and 2 * 1.5, so errors 0.4675 and -1.0325
@@ -74,7 +76,7 @@ def test_losses_golden():
     #   actor = 0.1 * 0.5 - 1.25 = -1.2
     #   entropy = -0.1 * (0.5 + target), target = -1, so 0.05
     loss, statistics = known_agent().loss(
-        PARAMS, TARGET_CRITICS, transition(False), jax.random.key(0)
+        PARAMS, TARGET_CRITICS, transition(False, rows), jax.random.key(0)
     )
     np.testing.assert_allclose(statistics.target, 1.9675, rtol=1e-6)
     np.testing.assert_allclose(statistics.loss, 0.64230625, rtol=1e-6)
@@ -83,6 +85,9 @@ def test_losses_golden():
     np.testing.assert_allclose(statistics.td_error, 0.75, rtol=1e-6)
     np.testing.assert_allclose(statistics.value, 1.5, rtol=1e-6)
     np.testing.assert_allclose(statistics.entropy, -0.5, rtol=1e-6)
+    np.testing.assert_allclose(statistics.log_prob, 0.5, rtol=1e-6)
+    np.testing.assert_allclose(statistics.temperature, 0.1, rtol=1e-6)
+    assert statistics.target_std < 1e-6
 
 
 def test_no_bootstrap_after_a_termination():
@@ -93,19 +98,20 @@ def test_no_bootstrap_after_a_termination():
 
 
 def test_target_statistics_are_over_the_batch():
-    batch = jax.tree.map(lambda leaf: jnp.repeat(leaf, 2, 0), transition(True))
+    batch = transition(True, rows=2)
     batch = dataclasses.replace(batch, reward=jnp.asarray([1.0, 4.0]))
     _, statistics = known_agent().loss(PARAMS, TARGET_CRITICS, batch, jax.random.key(0))
     assert (statistics.target, statistics.target_std) == (2.5, 1.5)
 
 
-def test_each_loss_trains_its_own_parameters():
+@pytest.mark.parametrize("rows", [1, 3])
+def test_each_loss_trains_its_own_parameters(rows):
     # critics: -0.4675 * 1.5 and 1.0325 * 1.5
     # policy: 0.1 * d(2 p)/dp - d(1 * (s + p))/dp = 0.2 - 1
     # temperature: the entropy -0.5 is above its target -1 by 0.5, so it must fall:
     #   d/d log = 0.1 * 0.5
     gradient = jax.grad(known_agent().loss, has_aux=True)(
-        PARAMS, TARGET_CRITICS, transition(False), jax.random.key(0)
+        PARAMS, TARGET_CRITICS, transition(False, rows), jax.random.key(0)
     )[0]
     np.testing.assert_allclose(gradient.critics, [-0.70125, 1.54875], rtol=1e-5)
     np.testing.assert_allclose(gradient.policy, -0.8, rtol=1e-5)
@@ -121,7 +127,7 @@ def test_update_descends_and_averages():
         updates=jnp.asarray(10, jnp.int32),
         opt_state=agent.optimizer.init(PARAMS),
     )
-    after, _ = agent.update(learner, transition(False), jax.random.key(0))
+    after, statistics = agent.update(learner, transition(False), jax.random.key(0))
     critics = np.array([1.0 + 0.070125, 2.0 - 0.154875])
     np.testing.assert_allclose(after.params.critics, critics, rtol=1e-5)
     np.testing.assert_allclose(after.params.policy, 0.25 + 0.08, rtol=1e-5)
@@ -132,6 +138,8 @@ def test_update_descends_and_averages():
     )
     np.testing.assert_allclose(after.average_policy, 0.6 * 0.5 + 0.4 * 0.33, rtol=1e-5)
     assert after.updates == 11
+    norm = np.linalg.norm([-0.70125, 1.54875, -0.8, 0.05])
+    np.testing.assert_allclose(statistics.grad_norm, norm, rtol=1e-5)
 
 
 def test_log_prob_is_the_density_of_a_squashed_gaussian():

@@ -71,3 +71,11 @@ def test_a_bin_with_next_to_no_mass_keeps_its_density_and_its_gradient():
     expected = np.log(1.5) - 60 + np.log((2 * 0.25 + 2 * 0.25 + 0.5) / 1.5**2)
     np.testing.assert_allclose(log_slope, expected, rtol=1e-5)
     np.testing.assert_allclose(gradient, [[-0.5, 1, -0.5]], atol=1e-5)
+
+
+def test_the_slope_at_the_end_of_a_bin_is_at_least_a_thousandth_of_its_mean():
+    """Beside a bin of next to no mass the harmonic mean is far below that."""
+    rows = jnp.array([[0.0, -60.0, 0.0]] * 2)
+    ends = jnp.array([-1 / 3 - 1e-6, 1 / 3 + 1e-6])
+    expected = np.log(1.5) + np.log(1e-3)
+    np.testing.assert_allclose(spline.forward(rows, ends)[1], expected, atol=0.02)

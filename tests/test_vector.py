@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from iqmjx.envs import vector
+from iqmjx.envs.physics import FAULT_CONSTRAINTS, FAULT_CONTACTS, FAULT_STATE
 from tests.toys import Commanded
 
 LIMIT = 5
@@ -129,8 +130,27 @@ def test_a_diverged_world_is_reset_and_said_to_be():
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
 
 
+def test_a_control_is_none_beyond_ten_times_its_range_and_a_world_is_lost_by_any_part():
+    calm = jax.vmap(Commanded().reset)(jax.random.split(jax.random.key(0), 2))
+
+    def lost(control=0.0, **changes):
+        controls = jnp.zeros((2, 2)).at[1, 0].set(control)
+        stepped = dataclasses.replace(calm, **changes)
+        return vector.has_diverged(stepped, controls).tolist()
+
+    for control in (0.0, 10.0, -10.0):
+        assert lost(control) == [False, False]
+    for control in (10.001, -10.001, jnp.inf, jnp.nan):
+        assert lost(control) == [False, True]
+    assert lost(obs=calm.obs.at[1, 1].set(jnp.nan)) == [False, True]
+    assert lost(reward=calm.reward.at[1].set(-jnp.inf)) == [False, True]
+    faults = jnp.array([FAULT_CONTACTS | FAULT_CONSTRAINTS, FAULT_STATE])
+    assert lost(info={"faults": faults}) == [False, True]
+    assert lost(info={}) == [False, False]
+
+
 class Telling(Commanded):
-    """Calls its ends truncations where the position is odd; counts in `info`."""
+    """Says truncation where the position is odd, at an end or not; counts in `info`."""
 
     def reset(self, key):
         return self._told(super().reset(key), jnp.zeros((), jnp.int32))
@@ -140,7 +160,7 @@ class Telling(Commanded):
 
     def _told(self, state, count):
         odd = jnp.floor(state.obs[0]) % 2 == 1
-        info = {"truncation": (odd & (state.done > 0)) * 1.0, "count": count}
+        info = {"truncation": odd * 1.0, "count": count}
         metrics = {"position": state.obs[0]}
         return dataclasses.replace(state, info=info, metrics=metrics)
 
