@@ -136,6 +136,7 @@ def test_a_saved_policy_is_the_average_and_acts_as_it_did(whole):
     )
     obs = state.envs.obs[0, 0]
     setup = loop.make_setup(config)
+    state = state.replace(key=jax.random.wrap_key_data(state.key))
     actors = loop.average_actors(setup, state)
     now = jax.tree.map(lambda leaf: leaf[0], actors)
     np.testing.assert_array_equal(

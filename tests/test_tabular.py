@@ -245,7 +245,8 @@ def test_the_deep_agent_learns_the_tabular_policy(munchausen):
         weight=jnp.ones(len(state)),
         next_obs=one_hot[reached.ravel()],
     )
-    step = jax.jit(lambda learner, _: (agent.update(learner, batch, None)[0], None))
+    key = jax.random.key(0)  # the entropy is exact: no number is drawn
+    step = jax.jit(lambda learner, _: (agent.update(learner, batch, key)[0], None))
     learner = agent.init(jax.random.key(0))
     learner, _ = jax.lax.scan(step, learner, length=6000)
     learned = agent.policy.log_probs(learner.params.policy, one_hot, 0.3)[:, 0]
