@@ -40,7 +40,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-_LOOP = ("loop", "acting", "diverged", "parallel")
+_LOOP = ("loop", "acting", "parallel -k among_others", "diverged", "parallel")
 _AGENT = ("iq", "sac", "agents", "loop", "config", "probes")
 _POLICY = ("policies", "iq", "config", "probes")
 _TOYS = "metrics_of or room or divid or identity or statistics_of"

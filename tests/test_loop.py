@@ -299,13 +299,15 @@ def test_statistics_of_a_chunk_are_the_means_of_its_steps():
 
         def update(self, learner, batch, key, shards):
             updates = learner.updates + 1
-            return dataclasses.replace(learner, updates=updates), {"after": updates}
+            statistics = {"after": updates, "rows": jnp.float32(len(batch.reward))}
+            return dataclasses.replace(learner, updates=updates), statistics
 
-    setup = toys.toy_setup(toys.Commanded(), grad_updates_per_step=3)
+    setup = toys.toy_setup(toys.Commanded(), grad_updates_per_step=3, num_shards=2)
     setup = dataclasses.replace(setup, agent=Counter(setup.agent))
     state, (_, statistics) = loop.train_chunk(setup, warmed(setup))
     # Of 4 steps of 3 updates, the first of each: 1, 4, 7 and 10.
     np.testing.assert_array_equal(statistics["after"], [5.5])
+    np.testing.assert_array_equal(statistics["rows"], [8])  # of a batch of 16
     np.testing.assert_array_equal(state.learner.updates, [12])
 
 

@@ -457,7 +457,9 @@ def test_entropy_targets_mean_the_same_for_bins_and_densities():
         shift = bins.entropy_at(share) - density.entropy_at(share)
         np.testing.assert_allclose(shift, np.log(5 / 2))
     assert bins.entropy_at(1.0) == make("multicategorical").entropy_at(1.0) == np.log(5)
-    np.testing.assert_allclose(make("gaussian").entropy_at(1.0), np.log(2))
+    for name in ("gaussian", "tanh_gaussian"):
+        expected = 0.3 * np.log(5) - np.log(5 / 2)
+        np.testing.assert_allclose(make(name).entropy_at(0.3), expected)
 
 
 @pytest.mark.parametrize(
