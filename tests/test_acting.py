@@ -195,3 +195,26 @@ def test_k_updates_learn_from_their_own_batches(trained):
     plain = learned(first, others)
     assert (learned(paid(first), others) != plain).any()
     assert (learned(first, paid(others)) != plain).any()
+
+
+def test_each_of_k_updates_has_a_key_of_its_own():
+    class Noting:
+        """Learns what it is given: a draw by each key, and each batch's reward."""
+
+        def update(self, learner, batch, key, shards):
+            count, noted = learner
+            row = jnp.stack([jax.random.uniform(key), batch.reward[0]])
+            return (count + 1, noted.at[count].set(row)), count
+
+    setup = toys.toy_setup(Paying(), grad_updates_per_step=4)
+    setup = dataclasses.replace(setup, agent=Noting())
+    obs, reward = jnp.zeros((4, 1, 1)), jnp.arange(4.0)[:, None]
+    batches = Transition(obs, obs, reward, reward, reward, obs)
+    first = jax.tree.map(lambda leaf: leaf[0], batches)
+    others = jax.tree.map(lambda leaf: leaf[1:], batches)
+    begun = jnp.zeros((), jnp.int32), jnp.zeros((4, 2))
+    learner, count = loop.update(setup, begun, first, others, jax.random.key(0))
+    assert learner[0] == 4 and count == 0
+    draws, met = learner[1].T
+    np.testing.assert_array_equal(met, [0, 1, 2, 3])
+    assert len(np.unique(draws)) == 4
