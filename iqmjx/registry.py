@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from iqmjx.errors import UsageError
+from iqmjx.errors import UsageError, described
 
 _TOLD = 12  # names in one message
 
@@ -93,8 +93,8 @@ def load(place: str) -> Any:
                 f"there is no module {error.name}; it must be installed, or lie in the "
                 f"working directory or on PYTHONPATH"
             ) from error
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise NotFoundError(f"{module_name} cannot be imported: {what}") from error
+        what = f"{module_name} cannot be imported: {described(error)}"
+        raise NotFoundError(what) from error
     found = getattr(module, attribute, None)
     if callable(found):
         return found

@@ -152,16 +152,11 @@ def _run(task: str, algo: str, seed: int, folder: Path) -> list[dict]:
     command += ["--env", task, "--algo", algo, "--seed", str(seed)]
     command += ["--num_timesteps", str(ENV_STEPS[task])]
     command += ["--num_evals", str(_NUM_EVALS), *_SETTINGS.value.split()]
-    if (folder / "checkpoints").exists() and any((folder / "checkpoints").iterdir()):
-        going = ["-m", "iqmjx.train", "--resume", "--env", task]
-        going += ["--logdir", str(folder)]
-    else:
-        going = [*command, "--logdir", str(folder)]
     log = folder.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"{folder}: trains; {log} tells how far it is", flush=True)
     with log.open("a") as file:
-        train = [sys.executable, *going]
+        train = [sys.executable, *command, "--resume", "--logdir", str(folder)]
         subprocess.run(train, check=True, stdout=file, stderr=subprocess.STDOUT)
     saved, rows = run_folder.load(folder), metrics.read(folder)
     if rows[-1]["env_steps"] < saved.config.num_timesteps:

@@ -76,12 +76,6 @@ TESTS = {
 """The files that are broken, and the tests that each meets, one selection after the
 other: first those that are quick and likely to notice."""
 
-TIMED = (
-    "tests/test_policies.py::"
-    "test_autoregressive_log_prob_costs_at_most_three_times_the_independent_one",
-)
-"""Tests that another program on the machine can make fail."""
-
 LONGEST_TEST = 300
 """Seconds, after which it hangs: ten times what a fast test takes."""
 
@@ -374,7 +368,6 @@ class Tree:
             del sys.modules[module]
         noticed = Noticed()
         options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-W", REWRITE]
-        options += [f"--deselect={test}" for test in TIMED]
         files, _, words = tests.partition(" -k ")
         options += ["-k", words] if words else []
         files = [f"tests/test_{name}.py" for name in files.split()]

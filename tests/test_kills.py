@@ -11,11 +11,11 @@ import sys
 import time
 
 import chex
-import jax
 import pytest
 
 from iqmjx import loop
 from iqmjx.run import checkpoint, metrics, run_folder, saved_policy
+from tests import toys
 from tests.test_cli import SETTINGS
 
 KILLS = 40
@@ -54,7 +54,7 @@ def end(folder):
     config = run_folder.load(folder).config
     steps, state, told = checkpoint.restore(folder, loop.make_setup(config))
     assert steps == config.total_env_steps and not told
-    state = state.replace(key=jax.random.key_data(state.key))
+    state = toys.comparable(state)
     policies = [saved_policy.load(folder / name) for name in ("policy", "best")]
     assert not any(policy.unreadable for policy in policies)
     return state, [(policy.env_steps, policy.actor) for policy in policies]

@@ -24,6 +24,7 @@ from iqmjx.settings import kind, refuse, wanted
 
 EXIT_FAILURE, EXIT_USAGE = 1, 2
 _MJX_THREADS = "16"
+_NOUNS = {flags.IntegerParser: "a whole number", flags.BooleanParser: "true or false"}
 _TELLING = ("env", "physics", "sim", "checkpoint", "logdir")
 
 
@@ -113,9 +114,6 @@ def _parse_error(error: flags.Error) -> str:
     else:
         fix = f"give {_NOUNS.get(type(parser), 'another value')}"
     return f"--{name} {value}: {fix}"
-
-
-_NOUNS = {flags.IntegerParser: "a whole number", flags.BooleanParser: "true or false"}
 
 
 def _may_run_mjx() -> bool:

@@ -22,7 +22,7 @@ from tensorboardX.proto import event_pb2, summary_pb2
 
 from iqmjx import loop, registry, strict_json
 from iqmjx.config import Config
-from iqmjx.errors import RunError
+from iqmjx.errors import RunError, described
 from iqmjx.run import run_folder
 
 _event: Any = event_pb2  # protobuf makes their classes when they are imported
@@ -203,8 +203,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     place = traceback.extract_tb(error.__traceback__)[-1]
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"{text} ({place.filename}, line {place.lineno})"
+    return f"{described(error)} ({place.filename}, line {place.lineno})"
 
 
 def read(
