@@ -243,7 +243,7 @@ def test_a_run_of_before_is_refused_in_one_line(whole, tmp_path):
     for step in ("160", "192"):
         saved = run / "checkpoints" / step
         (saved / "learner").rename(saved / "policy")
-        (saved / "digests.json").unlink()
+        (saved / "checksums.json").unlink()
     with pytest.raises(ValueError, match=r"other settings: .* is missing") as error:
         checkpoint.restore(run, loop.make_setup(config))
     assert "\n" not in str(error.value)

