@@ -1,12 +1,16 @@
-"""Networks: a plain multilayer perceptron, with the recipe's two switches."""
+"""Networks: a plain multilayer perceptron, with the recipe's switches."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 class Settings(Protocol):
@@ -32,6 +36,11 @@ class Settings(Protocol):
         """Scale of a value network's output, in units of reward."""
         ...
 
+    @property
+    def compute_dtype(self) -> str:
+        """Of the factors of the layers' products, one of COMPUTE_DTYPES."""
+        ...
+
 
 class MLP(nn.Module):
     """Dense layers with ReLU, optionally LayerNorm before each ReLU.
@@ -42,6 +51,9 @@ class MLP(nn.Module):
         layer_norm: normalize each hidden layer before its ReLU.
         zero_last_layer: start the output layer at zero.
         output_scale: of the outputs, which are O(1) times it for weights of O(1).
+        compute_dtype: of the factors of each layer's products, one of COMPUTE_DTYPES.
+            Weights, sums and all else are float32, and so is the product that makes a
+            single output, which costs little.
     """
 
     hidden_sizes: Sequence[int]
@@ -49,11 +61,14 @@ class MLP(nn.Module):
     layer_norm: bool = True
     zero_last_layer: bool = False
     output_scale: float = 1.0
+    compute_dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
+        low = self.compute_dtype == "bfloat16"
+        product = _dot_general if low else None
         for size in self.hidden_sizes:
-            x = nn.Dense(size)(x)
+            x = nn.Dense(size, dot_general=product)(x)
             if self.layer_norm:
                 # Without scale and bias: the Dense layers around it have their own,
                 # and on a CPU their gradients cost more than all the rest of it.
@@ -62,7 +77,11 @@ class MLP(nn.Module):
         last_init = nn.linear.default_kernel_init
         if self.zero_last_layer:
             last_init = nn.initializers.zeros_init()
-        outputs = nn.Dense(self.num_outputs, kernel_init=last_init)(x)
+        outputs = nn.Dense(
+            self.num_outputs,
+            kernel_init=last_init,
+            dot_general=product if self.num_outputs > 1 else None,
+        )(x)
         return self.output_scale * outputs
 
 
@@ -73,16 +92,85 @@ def of_policy(settings: Settings, num_outputs: int) -> MLP:
         num_outputs,
         settings.layer_norm,
         settings.zero_last_layer,
+        compute_dtype=settings.compute_dtype,
     )
 
 
 def of_context(settings: Settings, num_outputs: int) -> MLP:
     """A network whose outputs the rest of a policy reads, as settings ask for it."""
-    return MLP(settings.hidden_sizes, num_outputs, settings.layer_norm)
+    return MLP(
+        settings.hidden_sizes,
+        num_outputs,
+        settings.layer_norm,
+        compute_dtype=settings.compute_dtype,
+    )
 
 
 def of_value(settings: Settings) -> MLP:
     """The network of a value, V(s) or Q(s, a), as the settings ask for it."""
     return MLP(
-        settings.hidden_sizes, 1, settings.layer_norm, output_scale=settings.value_scale
+        settings.hidden_sizes,
+        1,
+        settings.layer_norm,
+        output_scale=settings.value_scale,
+        compute_dtype=settings.compute_dtype,
     )
+
+
+def _dot_general(
+    x: Float[Array, "*B inputs"],
+    weights: Float[Array, "inputs outputs"],
+    dimensions: Any,
+    precision: Any = None,
+) -> Float[Array, "*B outputs"]:
+    """`product` in the place that `nn.Dense` has for it."""
+    del dimensions, precision
+    return product(x, weights)
+
+
+@jax.custom_vjp
+def product(
+    x: Float[Array, "*B inputs"], weights: Float[Array, "inputs outputs"]
+) -> Float[Array, "*B outputs"]:
+    """A matrix product of factors rounded to bfloat16, summed in float32.
+
+    Its gradients are such products too.
+    """
+    return _contract(x, weights, -1, 0)
+
+
+def _forward(x, weights):
+    return product(x, weights), (x, weights)
+
+
+def _backward(saved, gradient):
+    x, weights = saved
+    rows = gradient.reshape(-1, gradient.shape[-1])
+    columns = _transposed(x.reshape(-1, x.shape[-1]))
+    return _contract(gradient, weights, -1, 1), _contract(columns, rows, -1, 0)
+
+
+product.defvjp(_forward, _backward)
+
+
+def _contract(
+    left: Float[Array, "*B n"], right: Float[Array, "_ _"], axis: int, other: int
+) -> Float[Array, "*B _"]:
+    """The product along an axis of each."""
+    return jax.lax.dot_general(
+        left.astype(jnp.bfloat16),
+        right.astype(jnp.bfloat16),
+        (((axis % left.ndim,), (other,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _transposed(x: Float[Array, "B n"]) -> Float[Array, "n B"]:
+    """The transpose of x, rounded to bfloat16.
+
+    On a CPU it is a product with the identity: XLA's own loop takes three times as
+    long, and a product along the rows themselves it makes of float32.
+    """
+    if jax.default_backend() != "cpu":
+        return x.T
+    return _contract(jnp.eye(x.shape[-1]), x, 1, 1)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from iqmjx import networks
 from iqmjx.config import Config
 from iqmjx.settings import check, refuse, setting
 
@@ -65,6 +66,13 @@ class Settings:
     layer_norm: bool = setting(True, "LayerNorm in the hidden layers.")
     zero_last_layer: bool = setting(
         True, "Start the policy's output layer at zero: a uniform policy."
+    )
+    compute_dtype: str = setting(
+        "float32",
+        "Of the factors of the networks' matrix products; weights and sums are "
+        "float32.",
+        choices=networks.COMPUTE_DTYPES,
+        before="float32",
     )
     value_scale: float = setting(
         1.0,
