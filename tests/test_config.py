@@ -143,6 +143,7 @@ PAPER = {
     "layer_norm": False,
     "zero_last_layer": False,
     "value_scale": 1.0,
+    "compute_dtype": "float32",
 }
 PAPER_IQ = {
     "temperature": 0.01,
