@@ -107,6 +107,15 @@ class Config:
         at_least=0,
         at_most=_ENV_STEPS,
     )
+    noise_hold_steps: int = setting(
+        1,
+        "Control steps for which the last world draws its actions with the same noise; "
+        "the first draws anew at every step, and those between hold it for lengths in "
+        "equal ratios.",
+        at_least=1,
+        at_most=2**20,
+        before=1,
+    )
     max_replay_size: int = setting(
         2**20,
         "C, replay capacity in transitions; a multiple of num_envs.",

@@ -60,6 +60,7 @@ class TrainState:
     normalizer: Normalizer  # [S, ...]
     replay: ReplayState  # [S, G, C/G, ...]
     envs: VectorState  # [S, G, N/G, ...]
+    noise: Key[Array, "S G N"] | None  # what a world's actions are drawn with, if held
     key: Key[Array, " S"]
     steps: Int[Array, ""]  # vector steps taken
 
@@ -67,7 +68,7 @@ class TrainState:
 def _specs() -> TrainState:
     seed, shard, same = cast(tuple[Any, Any, Any], (BY_SEED, BY_SHARD, SAME))
     ring = ReplayState(data=shard, insert_index=same, size=same)
-    return TrainState(seed, seed, ring, envs=shard, key=seed, steps=same)
+    return TrainState(seed, seed, ring, envs=shard, noise=shard, key=seed, steps=same)
 
 
 SPECS = _specs()
@@ -150,18 +151,22 @@ def init(setup: Setup) -> TrainState:
             setup.worlds_per_shard,
             config.episode_length,
         )
+        noise = None
+        if config.noise_hold_steps > 1:
+            noise_key, key = jax.random.split(key)
+            noise = _key_of_each(setup, setup.shards.own_key(noise_key))
         normalizer = normalize.init(setup.env.observation_size)
-        return agent.init(learner_key), normalizer, worlds, key
+        return agent.init(learner_key), normalizer, worlds, noise, key
 
     def on_device(key):
         begin_all = setup.layout.over_all(
-            begin, (BY_SEED,), (BY_SEED, BY_SEED, BY_SHARD, BY_SEED)
+            begin, (BY_SEED,), (BY_SEED, BY_SEED, BY_SHARD, BY_SHARD, BY_SEED)
         )
-        learner, normalizer, worlds, key = begin_all(key)
+        learner, normalizer, worlds, noise, key = begin_all(key)
         capacity = config.max_replay_size // setup.shards.count
         ring = replay.init(_example(setup, worlds.steps.shape[:2]), capacity)
         steps = jnp.zeros((), jnp.int32)
-        return TrainState(learner, normalizer, ring, worlds, key, steps)
+        return TrainState(learner, normalizer, ring, worlds, noise, key, steps)
 
     return setup.layout.on_devices(on_device, (BY_SEED,), SPECS)(
         jax.vmap(_first_key)(seeds)
@@ -185,8 +190,8 @@ def warm_up(setup: Setup, state: TrainState) -> tuple[TrainState, StepMetrics]:
     if not setup.config.warm_up_steps:
         raise ValueError("config.warm_up_steps is 0: begin with train_chunk")
 
-    def at_random(_actor, obs, key):
-        return setup.agent.policy.random(key, obs.shape[0])
+    def at_random(_actor, _obs, noise, _key):
+        return _random(setup, noise)
 
     def step(bank, state):
         key, worlds_key = _split(state.key, 2)
@@ -248,37 +253,73 @@ def _interact(
     bank: envs.State,
     state: TrainState,
     key: Key[Array, " S"],
-    choose: Callable[[acting.Actor, Array, PRNGKeyArray], Array],
+    choose: Callable[[acting.Actor, Array, Array, PRNGKeyArray], Array],
 ) -> tuple[TrainState, StepMetrics]:
     """One vector step of all worlds, into replay and the observations' statistics.
 
-    `choose` gives the actions [N, ...] for an actor, observations [N, O] and a key.
+    `choose` gives the actions [N, ...] for an actor, observations [N, O], a key [N] of
+    each world, and one key.
     """
 
-    def step(learner, normalizer, worlds, bank, key):
-        act_key, env_key = jax.random.split(setup.shards.own_key(key))
-        action = choose(actor(setup, learner, normalizer), worlds.obs, act_key)
+    def step(learner, normalizer, worlds, noise, bank, key):
+        key, noise_key, env_key = jax.random.split(setup.shards.own_key(key), 3)
+        noise = _noise(setup, state.steps, noise, noise_key)
+        acts = actor(setup, learner, normalizer)
+        action = choose(acts, worlds.obs, noise, key)
         control = setup.agent.policy.control(action)
         stepped, outcome = vector.step(
             setup.env, worlds, control, bank, env_key, setup.config.episode_length
         )
         normalizer = normalize.update(normalizer, worlds.obs, setup.shards)
         transition = _transition(worlds.obs, action, outcome)
-        return stepped, normalizer, transition, _step_metrics(control, outcome)
+        if state.noise is None:
+            noise = None
+        return stepped, noise, normalizer, transition, _step_metrics(control, outcome)
 
-    worlds, normalizer, transition, metrics = setup.layout.over_all(
+    worlds, noise, normalizer, transition, metrics = setup.layout.over_all(
         step,
-        (BY_SEED, BY_SEED, BY_SHARD, BY_SHARD, BY_SEED),
-        (BY_SHARD, BY_SEED, BY_SHARD, BY_SHARD),
-    )(state.learner, state.normalizer, state.envs, bank, key)
+        (BY_SEED, BY_SEED, BY_SHARD, BY_SHARD, BY_SHARD, BY_SEED),
+        (BY_SHARD, BY_SHARD, BY_SEED, BY_SHARD, BY_SHARD),
+    )(state.learner, state.normalizer, state.envs, state.noise, bank, key)
     state = dataclasses.replace(
         state,
         normalizer=normalizer,
         replay=replay.add(state.replay, transition),
         envs=worlds,
+        noise=noise,
         steps=state.steps + 1,
     )
     return state, metrics
+
+
+def _noise(
+    setup: Setup,
+    steps: Int[Array, ""],
+    held: Key[Array, " N"] | None,
+    key: PRNGKeyArray,
+) -> Key[Array, " N"]:
+    """What the actions of a shard's worlds are drawn with in a vector step.
+
+    World i of all N (from 1) keeps its key for `noise_hold_steps ** (i / N)` vector
+    steps, and so its noise: white noise of a fast control averages out before it moves
+    anything. Some of every length: what must be moved says which is right.
+    """
+    fresh = _key_of_each(setup, key)
+    if held is None:
+        return fresh
+    worlds = setup.worlds_per_shard * setup.shards.index() + jnp.arange(len(fresh)) + 1
+    share = worlds / setup.config.num_envs
+    lengths = jnp.round(setup.config.noise_hold_steps**share).astype(jnp.int32)
+    return jnp.where((steps + worlds) % lengths == 0, fresh, held)
+
+
+def _key_of_each(setup: Setup, key: PRNGKeyArray) -> Key[Array, " N"]:
+    return jax.random.split(key, setup.worlds_per_shard)
+
+
+def _random(setup: Setup, noise: Key[Array, " N"]) -> Array:
+    """A uniformly random action for each world."""
+    return jax.vmap(lambda key: setup.agent.policy.random(key, 1)[0])(noise)
 
 
 def _explore(
@@ -286,6 +327,7 @@ def _explore(
     steps: Int[Array, ""],
     actor: acting.Actor,
     obs: Float[Array, "N O"],
+    noise: Key[Array, " N"],
     key: PRNGKeyArray,
 ) -> Array:
     """The policy's actions [N, ...], and each world's random one with a probability.
@@ -293,14 +335,13 @@ def _explore(
     That falls linearly over `exploration_steps` env steps, from 1 to 0.
     """
     policy, config, num_worlds = setup.agent.policy, setup.config, obs.shape[0]
-    random_key, policy_key, choice_key = jax.random.split(key, 3)
-    sampled = acting.act(policy, actor, obs, policy_key)
+    sampled = jax.vmap(functools.partial(acting.act, policy, actor))(obs, noise)
     if config.exploration_steps == 0:
         return sampled
     share = 1 - steps * (config.num_envs / config.exploration_steps)
-    explores = jax.random.uniform(choice_key, (num_worlds,)) < share
+    explores = jax.random.uniform(key, (num_worlds,)) < share
     explores = explores.reshape(-1, *[1] * (sampled.ndim - 1))
-    return jnp.where(explores, policy.random(random_key, num_worlds), sampled)
+    return jnp.where(explores, _random(setup, noise), sampled)
 
 
 def update(
@@ -420,6 +461,7 @@ def regrouped(state: TrainState, num_shards: int) -> TrainState:
                 size=ring.size // worlds * now,
             ),
             envs=jax.tree.map(worlds_anew, state.envs),
+            noise=jax.tree.map(worlds_anew, state.noise),
         )
 
     if isinstance(state.steps, jax.ShapeDtypeStruct):

@@ -8,11 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from iqmjx import agents, envs, evaluation, loop, parallel, replay
+from iqmjx import agents, envs, evaluation, loop, normalize, parallel, replay
 from iqmjx.agents import base
 from iqmjx.envs import vector
 from iqmjx.envs.physics import FAULT_CONSTRAINTS, FAULT_CONTACTS
-from iqmjx.run import memory
+from iqmjx.run import checkpoint, memory
 from tests import toys
 
 
@@ -156,7 +156,7 @@ def test_random_actions_fade_out_over_exploration_steps():
 
     class Zero(type(setup.agent.policy)):
         def sample(self, params, obs, key, temperature):
-            return jnp.zeros((64, 2), jnp.int8)  # what random play seldom does
+            return jnp.zeros((*obs.shape[:-1], 2), jnp.int8)  # random play seldom does
 
     fields = dataclasses.fields(setup.agent.policy)
     policy = Zero(**{f.name: getattr(setup.agent.policy, f.name) for f in fields})
@@ -172,6 +172,62 @@ def test_random_actions_fade_out_over_exploration_steps():
     np.testing.assert_allclose(random, expected, atol=0.25)
     np.testing.assert_allclose(np.mean(random), expected.mean(), atol=0.08)
     assert random[-3:] == [0, 0, 0]
+
+
+def held_for(world, num_worlds, longest):
+    """By hand: from 1 to the longest in equal ratios, worlds counted from 1."""
+    return round(longest ** (world / num_worlds))
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_world_holds_its_noise_for_steps_of_its_own(shards):
+    """Random actions change when the noise does, and no two worlds share it."""
+    longest, steps = 6, 25
+    setup = toys.toy_setup(
+        toys.Commanded(),
+        num_envs=8,
+        num_shards=shards,
+        min_replay_size=8 * steps,
+        noise_hold_steps=longest,
+        max_replay_size=8 * 32,
+        num_bins=101,
+    )
+    state = warmed(setup)
+    rows = state.replay.data.action[0, :, : 8 // shards * steps]
+    actions = rows.reshape(shards, steps, -1, 2).swapaxes(0, 1).reshape(steps, 8, 2)
+    for world in range(1, 9):
+        length = held_for(world, 8, longest)
+        own = actions[:, world - 1]
+        changed = (own[1:] != own[:-1]).any(-1)
+        expected = [(step + world) % length == 0 for step in range(1, steps)]
+        np.testing.assert_array_equal(changed, expected, str(world))
+    assert [held_for(world, 8, longest) for world in (1, 8)] == [1, longest]
+    assert len({tuple(a) for a in np.asarray(actions[5])}) > 6
+
+
+def test_a_policy_s_actions_are_drawn_with_the_noise_that_is_held():
+    """The same observation, the same action, as long as the noise is the same."""
+    setup = toys.toy_setup(toys.Commanded(), num_envs=8, noise_hold_steps=8)
+    learner = setup.agent.init(jax.random.key(0))
+    actor = loop.actor(setup, learner, normalize.init(2))
+    obs, keys = jnp.ones((8, 2)), jax.random.split(jax.random.key(1), 8)
+
+    def actions(keys, key):
+        return loop._explore(setup, jnp.asarray(0), actor, obs, keys, key)
+
+    first = actions(keys, jax.random.key(2))
+    np.testing.assert_array_equal(first, actions(keys, jax.random.key(3)))
+    some = jnp.where(jnp.arange(8) < 4, keys, jax.random.split(jax.random.key(4), 8))
+    changed = (first != actions(some, jax.random.key(2))).any(-1)
+    assert not changed[:4].any() and changed[4:].any()
+
+
+def test_without_held_noise_a_state_is_as_it_was_before_there_was_any():
+    for length, there in ((1, False), (2, True)):
+        setup = toys.toy_setup(toys.Commanded(), noise_hold_steps=length)
+        state = jax.eval_shape(lambda setup=setup: loop.init(setup))
+        names = checkpoint.named_leaves(state)
+        assert any("noise" in name for name in names) == there
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,12 @@ def _items(state: loop.TrainState) -> dict[str, dict[str, Any]]:
     return {
         "learner": {"learner": state.learner, "normalizer": state.normalizer},
         "replay": {"replay": state.replay},
-        "worlds": {"envs": state.envs, "key": state.key, "steps": state.steps},
+        "worlds": {
+            "envs": state.envs,
+            "noise": state.noise,
+            "key": state.key,
+            "steps": state.steps,
+        },
     }
 
 
