@@ -132,6 +132,7 @@ PAPER = {
     "grad_updates_per_step": 1,
     "min_replay_size": 10_000,
     "exploration_steps": 0,
+    "noise_hold_steps": 1,
     "max_replay_size": 1_000_000,
     "normalize_observations": False,
     "learning_rate": 3e-4,

@@ -62,6 +62,7 @@ def expected(**given):
     """What the cpu preset is for the same command now."""
     same = {"env": "ant", "num_timesteps": 3_000_000, "num_evals": 13}
     more = {"num_checkpoints": 1, "num_shards": 1, "physics": "native"}
+    more |= {"compute_dtype": "float32"}  # as before there was another
     return presets.resolve(same | more | given, "cpu").config
 
 
@@ -69,6 +70,7 @@ def expected(**given):
 def test_old_files_are_read_as_the_run_they_describe(changes, tmp_path):
     loaded = old(tmp_path, **changes)
     assert loaded.config == expected(algo=changes.get("algo", "iq"))
+    assert loaded.config.noise_hold_steps == 1
     assert loaded.preset == "cpu"
     assert loaded.sources.keys() == loaded.config.flat().keys()
     assert loaded.sources["value_scale"] == "preset cpu"
