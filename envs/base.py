@@ -56,8 +56,8 @@ class Engine(Protocol):
 
     name: str  # as logs and benchmarks give it
 
-    def scratch_bytes(self) -> int:
-        """Memory that stepping all worlds takes besides their states."""
+    def scratch_bytes(self, num_worlds: int) -> int:
+        """Memory that stepping so many worlds takes besides their states."""
         ...
 
 

@@ -21,6 +21,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import inspect
 import io
 import subprocess
 import warnings
@@ -54,8 +55,9 @@ class OwnEngine:
 
     name: str
 
-    def scratch_bytes(self) -> int:
+    def scratch_bytes(self, num_worlds: int) -> int:
         """0: all that a world needs is in its state, as far as is known."""
+        del num_worlds
         return 0
 
 
@@ -296,9 +298,13 @@ def make(name: str) -> Outside:
     build = {"brax": _make_brax, "playground": _make_playground}.get(origin)
     if build is not None:
         return build(name, what)
-    env = registry.load(name)()
+    task = registry.load(name)
+    try:
+        inspect.signature(task).bind()
+    except TypeError as error:
+        raise UsageError(f"it is no task: called without arguments, {error}") from error
     return Outside(
-        env,
+        env := task(),
         name,
         engine=" ".join(_backend(env)) or "own",
         terminates=bool(getattr(env, "terminates", True)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fractions
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -159,6 +160,7 @@ class Config:
         if not isinstance(self.algorithm, kind):
             refuse("algo", self.algo, f"its settings are a {kind.__qualname__}")
         self._check_seeds()
+        self._check_chunks()
         self._check_replay()
         self._check_shards()
         self._check_counters()
@@ -199,19 +201,39 @@ class Config:
                 f"{self.batch_size}, as {max(fits)} does",
             )
 
-    def _check_counters(self) -> None:
-        """Holds what a chunk and a run count in int32 to its numbers."""
-        chunk, updates = self.chunk_steps, self.grad_updates_per_step
+    def _check_chunks(self) -> None:
+        """Holds the env steps of a chunk, counted in int32, to its numbers."""
         if self.env_steps_per_chunk > LARGEST_INT:
-            most = LARGEST_INT // self.num_envs
-            fix = f"with --num_envs {self.num_envs}, give at most {most}, such as"
-            refuse("chunk_steps", chunk, f"{fix} {min(most, Config.chunk_steps)}")
+            flag, other = self._larger_first("chunk_steps", "num_envs")
+            most = LARGEST_INT // getattr(self, other)
+            fit = min(most, getattr(Config, flag))
+            fix = f"with --{other} {getattr(self, other)}, give at most {most}, such as"
+            refuse(flag, getattr(self, flag), f"{fix} {fit}")
+
+    def _larger_first(self, *names: str) -> list[str]:
+        """Names of settings by how many times their defaults they are."""
+
+        def times(name):
+            return fractions.Fraction(getattr(self, name), getattr(Config, name))
+
+        return sorted(names, key=times, reverse=True)
+
+    def _check_counters(self) -> None:
+        """Holds what a run counts in int32 to its numbers."""
+        chunk, updates = self.chunk_steps, self.grad_updates_per_step
         if chunk * updates > LARGEST_INT:
             most = LARGEST_INT // chunk
             fit = min(most, Config.grad_updates_per_step)
             fix = f"with --chunk_steps {chunk}, give at most {most}, such as {fit}"
             refuse("grad_updates_per_step", updates, fix)
         counted = max(self.num_updates, self.num_vector_steps)
+        names = self._larger_first("num_timesteps", "grad_updates_per_step")
+        if self.num_updates > LARGEST_INT and names[1] == "num_timesteps":
+            most = LARGEST_INT // (self.num_updates // updates)
+            told = f"with --num_timesteps {self.num_timesteps} there are more updates"
+            fit = min(most, Config.grad_updates_per_step)
+            fix = f"{told} than {LARGEST_INT}; give at most {most}, such as {fit}"
+            refuse("grad_updates_per_step", updates, fix)
         if counted > LARGEST_INT or self.num_timesteps > _ENV_STEPS:
             chunks = min(
                 LARGEST_INT // (chunk * updates),

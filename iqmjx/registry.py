@@ -103,9 +103,10 @@ def load(place: str) -> Any:
         for name, value in vars(module).items()
         if callable(value) and getattr(value, "__module__", None) == module.__name__
     ]
-    raise NotFoundError(
-        f"{module_name} has no {attribute}; {close(attribute, its_own)}"
-    )
+    what = f"{module_name} has no {attribute}"
+    if found is not None:
+        what = f"{attribute} of {module_name} is no class"
+    raise NotFoundError(f"{what}; {close(attribute, its_own)}")
 
 
 def close(name: str, known: Iterable[str]) -> str:

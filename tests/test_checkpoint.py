@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from iqmjx import acting, loop, presets
+from iqmjx.errors import RunError
 from iqmjx.run import checkpoint, metrics, run_folder, saved_policy, trainer
 from tests import toys
 
@@ -233,6 +234,17 @@ def test_a_state_of_other_settings_is_refused_by_name(whole, changes, told):
     # Both steps are of the same settings: that is said once.
     assert str(error.value).count("steps 192, 160 cannot be read") == 1
     assert len(str(error.value)) - len(str(folder)) < 300
+
+
+def test_a_run_of_which_nothing_is_whole_says_how_to_begin_anew(whole, tmp_path):
+    run = copy_of(whole[0], tmp_path)
+    for step in ("160", "192"):
+        (run / "checkpoints" / step / "checksums.json").write_text("[" * 100_000)
+    told = rf"no whole step .*; to begin anew, remove {run / 'checkpoints'}$"
+    with pytest.raises(RunError, match=told):
+        trainer.train(whole[1], run, resume=True)
+    subprocess.run(["rm", "-r", str(run / "checkpoints")], check=True)
+    assert trainer.train(whole[1], run, resume=True)
 
 
 def test_a_run_of_before_is_refused_in_one_line(whole, tmp_path):

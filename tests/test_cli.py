@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -55,6 +56,9 @@ def test_train_reports_settings_memory_compile_time_and_returns(run):
     assert metrics.read(folder)[-1]["env_steps"] == 192
 
 
+JOIN = ["--coordinator=localhost:65536", "--num_processes=2", "--process_id=0"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -67,6 +71,10 @@ def test_train_reports_settings_memory_compile_time_and_returns(run):
         (["--env", "hopper", "--max_replay_size", str(2**40)], ["--max_replay_size"]),
         (["--resume"], ["--resume", "--logdir"]),
         (["--loggers", "wandb"], ["--loggers wandb", "tensorboard"]),
+        (["--env", "hopper", "--logdir", __file__], ["--logdir", "it is a file"]),
+        (["--resume", "--logdir", __file__], ["--logdir", "it is a file"]),
+        (["--env", "hopper", "--logdir", ""], ["--logdir", "give a folder"]),
+        (["--env", "hopper", *JOIN], ["--coordinator localhost:65536", "host:port"]),
     ],
 )
 def test_train_refuses_bad_input(arguments, words, tmp_path):
@@ -103,6 +111,26 @@ def test_train_refuses_an_existing_run_folder_and_leaves_it_alone(run):
     assert_refused(conflict, "learning_rate was 0.0003, given 0.1")
     after = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     assert before == after
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("loggers", ["paper"], "config.json: loggers paper: choose one of"),
+        ("num_timesteps", 64, "config.json: num_timesteps 64: .* give at least 192"),
+    ],
+)
+def test_what_a_run_s_file_says_is_not_blamed_on_a_flag(run, name, value, message):
+    path = run[0] / "config.json"
+    before = path.read_text()
+    content = json.loads(before)
+    del content["digest"]
+    content["config"][name] = value
+    path.write_text(json.dumps(content))
+    result = command("train", "--resume", "--logdir", run[0])
+    path.write_text(before)
+    assert result.returncode == 2 and re.search(message, result.stderr), result.stderr
+    assert "--" not in result.stderr
 
 
 def test_resume_needs_a_run_or_the_task_to_begin_one_with(tmp_path):
@@ -354,3 +382,11 @@ def test_benchmark_prints_one_json_object():
 
 def test_benchmark_refuses_bad_sweeps():
     assert_refused(command("benchmark", *SETTINGS, "--sweep", "8,²"), "--sweep ²")
+    zero = command("benchmark", *SETTINGS, "--sweep", "8,0")
+    assert_refused(zero, "--sweep 0: --num_envs 0: give")
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "benchmark"])
+def test_a_renderer_that_there_is_not_is_refused_in_one_line(name):
+    result = command(name, env=environment() | {"MUJOCO_GL": "paint"})
+    assert_refused(result, "MUJOCO_GL", "paint")

@@ -71,13 +71,14 @@ CPU = {
     "discounting": 0.99,
 }
 LONG = {"exploration_steps": 2**17, "max_replay_size": 2**17}
+HAND = {"noise_hold_steps": 32, "max_replay_size": 2**17}
 
 
 @pytest.mark.parametrize(
     ("given", "preset", "values"),
     [
         ({"env": "ant"}, "cpu", CPU),
-        ({"env": "doorsparse"}, "cpu", CPU),
+        ({"env": "doorsparse"}, "cpu", CPU | HAND),
         ({"env": "halfcheetah"}, "cpu", CPU | LONG | {"learning_rate": 2e-3}),
         ({"env": "walker2d"}, "cpu", CPU | LONG),
         ({"env": "hopper"}, "cpu", CPU | {"discounting": 0.995}),
@@ -101,6 +102,7 @@ LONG = {"exploration_steps": 2**17, "max_replay_size": 2**17}
         ({"env": "door-v1", "algo": "sac"}, "cpu", {"noise_hold_steps": 32}),
         ({"env": "pensparse"}, "gpu", {"noise_hold_steps": 32}),
         ({"env": "ant"}, "cpu", {"noise_hold_steps": 1}),
+        ({"env": "hammer"}, "gpu", {"max_replay_size": 2**22}),
     ],
 )
 def test_tuned_values(given, preset, values):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import resource
 import subprocess
 import sys
@@ -141,6 +142,22 @@ def test_the_largest_value_is_accepted_and_the_next_refused(name):
         cpu(**more | with_it | {name: beyond})
 
 
+@pytest.mark.parametrize(
+    ("given", "flag"),
+    [
+        ({"num_envs": 10**9}, "num_envs"),
+        ({"chunk_steps": 10**9}, "chunk_steps"),
+        ({"grad_updates_per_step": 2**25}, "grad_updates_per_step"),
+        ({"num_timesteps": 10**15}, "num_timesteps"),
+    ],
+)
+def test_of_settings_that_are_too_large_together_the_odd_one_is_named(given, flag):
+    with pytest.raises(ValueError, match=f"^--{flag} ") as error:
+        cpu(**given)
+    advised = int(re.findall(r"\d+", str(error.value))[-1])
+    cpu(**given | {flag: advised})
+
+
 @pytest.mark.parametrize("name", SMALLEST)
 def test_the_smallest_value_is_accepted_and_less_refused(name):
     smallest = SMALLEST[name]
@@ -269,6 +286,24 @@ def test_evaluations_count_and_none_do_not():
     played = evaluation(num_eval_envs=500)
     assert played >= 2 * 500 * one_world
     assert evaluation(num_eval_envs=500, num_evals=0) == 0
+
+
+@pytest.mark.parametrize(
+    ("engine", "shared"), [("native", True), ("mjx", False), ("warp", False)]
+)
+def test_what_stepping_takes_grows_with_the_worlds_where_an_engine_s_does(
+    engine, shared
+):
+    """By 600 evaluation worlds beside one that trains; MuJoCo has a buffer a thread."""
+    setup = loop.make_setup(
+        toys.config(physics=engine, num_envs=1, num_shards=1, num_eval_envs=600)
+    )
+    scratch = setup.env.physics.scratch_bytes
+    assert scratch(1200) == scratch(1) * (1 if shared else 1200)
+    parts = memory.footprint(setup)
+    states = parts["evaluation"] - scratch(1200)
+    assert parts["contacts"] == scratch(1)
+    assert 0 < states < 50_000_000
 
 
 KEY = jax.random.key(0)

@@ -66,6 +66,7 @@ DAMAGED = {
     "no steps": b'{"training/loss": 1.0}',
     "steps of another type": b'{"env_steps": "64"}',
     "zeros": bytes(40),
+    "brackets": b"[" * 100_000,
 }
 
 

@@ -122,7 +122,7 @@ def test_a_task_with_braxs_interface_is_worn(folder):
     assert (walk.observation_size, walk.action_size) == (2, 1)
     assert (walk.name, walk.gymnasium_id) == ("walk:Walk", None)
     assert walk.terminates and walk.episode_length == 30
-    assert walk.frame_skip is None and walk.physics.scratch_bytes() == 0
+    assert walk.frame_skip is None and walk.physics.scratch_bytes(8) == 0
     state = jax.vmap(walk.reset)(keys(3))
     start = np.asarray(state.obs[:, 0])
     assert len(np.unique(start)) == 3
@@ -222,7 +222,7 @@ def test_a_task_from_outside_trains(folder):
         ("nowhere:Walk", "there is no module nowhere; it must be installed"),
         ("walk.inner:Walk", "there is no module walk.inner"),
         ("walk:Wlak", "walk has no Wlak; did you mean Walk"),
-        ("walk:LIMIT", "walk has no LIMIT; choose one of State, Walk"),
+        ("walk:LIMIT", "LIMIT of walk is no class; choose one of State, Walk"),
         ("walk:", "give package.module:Class"),
         (":Walk", "give package.module:Class"),
         ("torn:Task", "torn cannot be imported: ModuleNotFoundError.*nowhere_to_be"),

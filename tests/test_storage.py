@@ -49,7 +49,10 @@ def test_a_disk_that_fills_up(disk):
     result = command("train", *more)
     assert result.returncode == 1, result.stdout
     (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("error: the state cannot be saved: ") and "No space" in line
+    assert (
+        line.startswith("error: the state cannot be saved: ")
+        and "too little room" in line
+    )
     assert "warning: the state cannot be saved" in result.stdout
     saved = names(folder / "checkpoints")
     assert saved == [64, 96] and "partial" not in str(list(folder.rglob("*")))

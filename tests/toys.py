@@ -21,7 +21,7 @@ class Toy:
     def for_worlds(self, num_worlds):
         return self
 
-    def scratch_bytes(self):
+    def scratch_bytes(self, num_worlds):
         return 0
 
     def state(self, obs, reward, done, carry, position=0.0):

@@ -90,8 +90,8 @@ class Physics(Protocol):
         """Advances one world by `frame_skip` substeps under a constant control."""
         ...
 
-    def scratch_bytes(self) -> int:
-        """Memory that stepping all worlds takes besides their states."""
+    def scratch_bytes(self, num_worlds: int) -> int:
+        """Memory that stepping so many worlds takes besides their states."""
         ...
 
 

@@ -107,14 +107,15 @@ class MjxEngine(abc.ABC):
         data = self._finish(model, data)
         return self._state(data, state.model_fields, faults)
 
-    def scratch_bytes(self) -> int:
+    def scratch_bytes(self, num_worlds: int) -> int:
         leaves = jax.tree.leaves_with_path(self._blank)
         shared = ("contact", "nacon", "ncollision")  # of all worlds together, in warp
         total = 0
         for path, leaf in leaves:
             of_all = any(name in jax.tree_util.keystr(path) for name in shared)
             once = self.name == "warp" and of_all
-            total += leaf.nbytes * (1 if once else self._num_worlds)
+            size = leaf.nbytes // self._num_worlds if once else leaf.nbytes
+            total += size * num_worlds
         return total
 
     def _substeps(

@@ -109,7 +109,8 @@ class Engine:
     def step(self, state: PhysicsState, ctrl: jax.Array) -> PhysicsState:
         return self._call(self._step, state.model_fields, state.carry, ctrl)
 
-    def scratch_bytes(self) -> int:
+    def scratch_bytes(self, num_worlds: int) -> int:
+        del num_worlds  # each thread has one buffer, and steps world after world in it
         return self.num_threads * mujoco.MjData(self.model).narena
 
     def _call(self, function, model_fields: dict, *inputs) -> PhysicsState:

@@ -38,8 +38,10 @@ def main() -> None:
         given = cli.given_settings(FLAGS)
         if _ROUNDS.value < 1:
             raise UsageError(f"--rounds {_ROUNDS.value}: give 1 or more")
-        worlds = _SWEEP.value or [None]
-        configs = [_config(given, count) for count in worlds]
+        if _SWEEP.value:
+            configs = [_swept(given, count) for count in _SWEEP.value]
+        else:
+            configs = [presets.resolve(given, _PRESET.value).config]
         for config in configs:
             setup = loop.make_setup(config)
             memory.check(memory.footprint(setup), setup.config)
@@ -53,15 +55,16 @@ def main() -> None:
         _print(results)
 
 
-def _config(given: dict[str, Any], num_envs: str | None) -> Config:
-    if num_envs is None:
-        return presets.resolve(given, _PRESET.value).config
+def _swept(given: dict[str, Any], num_envs: str) -> Config:
     try:
         count = int(num_envs)
     except ValueError as error:
         fix = "give whole numbers, such as 256,1024"
         raise UsageError(f"--sweep {num_envs}: {fix}") from error
-    return presets.resolve(given | {"num_envs": count}, _PRESET.value).config
+    try:
+        return presets.resolve(given | {"num_envs": count}, _PRESET.value).config
+    except UsageError as error:
+        raise UsageError(f"--sweep {num_envs}: {error}") from error
 
 
 def _print(results: list[dict[str, Any]]) -> None:

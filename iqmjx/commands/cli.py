@@ -131,7 +131,9 @@ def _may_run_mjx() -> bool:
 def _saved_settings(path: str | None) -> dict[str, Any]:
     """What a run's config.json says, unread by Config; {} where there is none."""
     for folder in [Path(path), *Path(path).absolute().parents][:3] if path else []:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(
+            OSError, ValueError, KeyError, TypeError, RecursionError
+        ):
             return dict(json.loads((folder / "config.json").read_text())["config"])
     return {}
 

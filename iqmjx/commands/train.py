@@ -63,7 +63,7 @@ def main(stop: Stop | None = None) -> None:
             if parallel.have_peers():  # which wait for this one
                 stack.enter_context(stop.deferred(print))
             resume, resolved = _settings()
-            metrics.find_loggers(resolved.config)
+            _check_loggers(resume, resolved)
             setup = loop.make_setup(trainer.fit_devices(resolved.config, resume))
         parts = memory.footprint(setup)  # traces the task: its errors are not ours
         with cli.user_errors():
@@ -91,14 +91,25 @@ def _join_processes() -> None:
         )
     coordinator, count, own = told
     if coordinator is not None and count is not None and own is not None:
-        if not re.fullmatch(r".+:\d{1,5}", coordinator):
+        port = re.fullmatch(r".+:(\d{1,5})", coordinator)
+        if port is None or not 0 < int(port[1]) < 2**16:
             refuse("coordinator", coordinator, "give host:port, such as localhost:1234")
         if not 1 <= count <= LARGEST_INT:
             fix = f"give a whole number from 1 to {LARGEST_INT}"
             refuse("num_processes", count, fix)
         if not 0 <= own < count:
             refuse("process_id", own, f"give a whole number from 0 to {count - 1}")
+        if own == 0 and count > 1:
+            print(f"waiting for {count - 1} more at {coordinator} ...", flush=True)
     parallel.join(*told)
+
+
+def _check_loggers(resume: bool, resolved: Resolved) -> None:
+    """Refuses loggers that are none, and says whether a flag or the run named them."""
+    saved = resume and not FLAGS["loggers"].present
+    where = run_folder.read_from(str(Path(_LOGDIR.value or "") / "config.json"))
+    with where if saved else contextlib.nullcontext():
+        metrics.find_loggers(resolved.config)
 
 
 def _prepare(
@@ -137,6 +148,8 @@ def _settings() -> tuple[bool, Resolved]:
     same command line can be given until the run has ended.
     """
     given = cli.given_settings(FLAGS)
+    if _LOGDIR.value == "":
+        raise UsageError("--logdir '': give a folder, or leave the flag out")
     if not _RESUME.value:
         return False, presets.resolve(given, _PRESET.value)
     if _LOGDIR.value is None:
@@ -158,9 +171,10 @@ def _settings() -> tuple[bool, Resolved]:
     resolved = run_folder.merge(saved, given, folder)
     taken, end = checkpoint.newest(folder) or 0, resolved.config.total_env_steps
     if taken > end:
+        where = "--" if "num_timesteps" in given else f"{folder}/config.json: "
         raise UsageError(
-            f"--num_timesteps {resolved.config.num_timesteps}: the run in {folder} has "
-            f"taken {taken} env steps; give at least {taken}"
+            f"{where}num_timesteps {resolved.config.num_timesteps}: the run in "
+            f"{folder} has taken {taken} env steps; give at least {taken}"
         )
     return True, resolved
 

@@ -22,6 +22,8 @@ import orbax.checkpoint as ocp
 import tensorstore
 
 from iqmjx import loop, parallel
+from iqmjx.errors import UsageError
+from iqmjx.registry import NotFoundError
 from iqmjx.run import memory, steps
 
 CHECKPOINTS = "checkpoints"
@@ -100,10 +102,16 @@ def restore(
     """
     wanted = abstract_state(setup)
     reader = steps.checkpointer(_handlers(_parts(wanted)), by_all=True)
-    step, (state, divided), problems = steps.read_newest(
-        run_folder / CHECKPOINTS,
-        lambda path: _restore_step(reader, path, setup, wanted),
-    )
+    try:
+        step, (state, divided), problems = steps.read_newest(
+            run_folder / CHECKPOINTS,
+            lambda path: _restore_step(reader, path, setup, wanted),
+        )
+    except NotFoundError:
+        raise
+    except UsageError as error:
+        fix = f"to begin anew, remove {run_folder / CHECKPOINTS}"
+        raise UsageError(f"{error}; {fix}") from error
     told = [f"warning: {p}; falling back to an older one" for p in problems]
     return step, state, told + divided
 

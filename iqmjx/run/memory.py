@@ -39,7 +39,7 @@ def footprint(setup: loop.Setup) -> dict[str, int]:
     learner = tree_bytes(state.learner) // config.num_seeds
     vectors = sum(x.size for x in jax.tree.leaves(state.learner) if x.ndim == 2)
     starts = vector.bank_size(setup.worlds_per_shard) / setup.worlds_per_shard
-    contacts = setup.env.physics.scratch_bytes()
+    scratch = setup.env.physics.scratch_bytes
     told = len(dataclasses.fields(loop.StepMetrics))
     told += len(jax.tree.leaves(state.envs.worlds.metrics))
     world = state.envs.worlds.pipeline_state
@@ -52,11 +52,11 @@ def footprint(setup: loop.Setup) -> dict[str, int]:
     played = evaluation.worlds_on_a_device(layout, 2 * config.num_eval_envs)
     played_share = played / (config.num_envs * config.num_seeds)  # of all worlds
     playing = 2 * played_share * tree_bytes(state.envs)  # a step's own beside them
-    playing += max(played_share / share, 1) * contacts
+    playing += scratch(played)
     return {
         "replay": int(share * tree_bytes(state.replay)),
         "worlds": int(share * (1 + starts) * tree_bytes(state.envs)),  # and the bank
-        "contacts": contacts,
+        "contacts": scratch(rings * setup.worlds_per_shard),
         "networks": seeds * learner,
         "gradients": seeds * learner,  # and what Adam makes of them
         "batches": 2 * samples * config.grad_updates_per_step * row,  # normalized too

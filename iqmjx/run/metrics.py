@@ -263,7 +263,7 @@ def _rows(
             row = json.loads(line)
             if not isinstance(row["env_steps"], int):
                 raise TypeError
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             warn(f"warning: {path}: line {number} is damaged, and left out")
         else:
             yield line, row

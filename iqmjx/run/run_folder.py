@@ -32,6 +32,7 @@ from iqmjx.errors import UsageError
 from iqmjx.presets import Resolved
 
 _FILE, _LOCK = "config.json", ".lock"
+_IS_FILE = "it is a file; give a folder"
 _EARLIER = "earlier version"
 """The source of a value that stands for what runs did before there was its setting."""
 _UNREAD_BY_SAC = (
@@ -66,9 +67,15 @@ def new_default(config: Config) -> Path:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether there is no such folder, or nothing but hidden files in it."""
-    if not folder.is_dir():
-        return not folder.exists()
+    """Whether there is no such folder, or nothing but hidden files in it.
+
+    Raises:
+        UsageError: where it is no folder.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--logdir {folder}: {_IS_FILE}")
+    if not folder.exists():
+        return True
     return all(path.name.startswith(".") for path in folder.iterdir())
 
 
@@ -145,7 +152,7 @@ def _writing(folder: Path) -> Iterator[None]:
     except FileExistsError as error:
         if folder.is_dir():
             raise
-        raise UsageError(f"--logdir {folder}: it is a file; give a folder") from error
+        raise UsageError(f"--logdir {folder}: {_IS_FILE}") from error
     except OSError as error:
         fix = "give a folder that can be written"
         raise UsageError(f"--logdir {folder}: {error.strerror}; {fix}") from error

@@ -174,7 +174,7 @@ def verify(step: Path) -> bool:
         return False
     try:
         saved, found = dict(json.loads(path.read_bytes())), _checksums(step)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UsageError(str(error)) from error
     for name in sorted(saved.keys() | found.keys()):
         if name not in found:
@@ -241,7 +241,7 @@ def _shortage(folder: Path, items: dict[str, Any]) -> str:
     if free >= needed:
         return ""
     wanted, left = memory.describe(needed), memory.describe(free)
-    return f"No space left on device: it may take {wanted}, and {left} are free"
+    return f"too little room is left: it takes up to {wanted}, and {left} are free"
 
 
 def _is_storage(error: BaseException | None) -> bool:
