@@ -222,6 +222,7 @@ def main(count: int, seed: int, depth: str) -> None:
             except BaseException as error:
                 error.add_note(" ".join(command_line(given)))
                 raise
+        jax.clear_caches()  # what was traced of one run is of no use to the next
         line = {"given": given, "told": told, "short": short}
         print(json.dumps(line), flush=True)
 
