@@ -130,7 +130,7 @@ def test_training_acts_through_its_statistics_where_it_normalizes(normalized):
 @pytest.fixture(scope="module")
 def trained():
     """A setup, and the transitions [vector steps, worlds] of two chunks of it."""
-    setup = loop.make_setup(toys.config(exploration_steps=0))
+    setup = loop.make_setup(toys.config(exploration_steps=0, noise_hold_steps=1))
     state, _ = loop.warm_up(setup, loop.init(setup))
     for _ in range(2):
         state, _ = loop.train_chunk(setup, state)

@@ -240,7 +240,7 @@ def test_a_run_of_which_nothing_is_whole_says_how_to_begin_anew(whole, tmp_path)
     run = copy_of(whole[0], tmp_path)
     for step in ("160", "192"):
         (run / "checkpoints" / step / "checksums.json").write_text("[" * 100_000)
-    told = rf"no whole step .*; to begin anew, remove {run / 'checkpoints'}$"
+    told = rf"^{run / 'checkpoints'}: .* whole .*; to begin anew, remove that folder$"
     with pytest.raises(RunError, match=told):
         trainer.train(whole[1], run, resume=True)
     subprocess.run(["rm", "-r", str(run / "checkpoints")], check=True)

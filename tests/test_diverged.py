@@ -216,11 +216,12 @@ def test_replay_holds_no_control_that_was_none():
     setup = toys.toy_setup(toys.Commanded(), policy="gaussian")
 
     class Broken(type(setup.agent.policy)):
-        """Draws no numbers for the first three worlds."""
+        """Three of four actions are of no numbers."""
 
         def random(self, key, count):
-            values = jnp.array([[np.nan], [np.inf], [1e12]])
-            return super().random(key, count).at[:3].set(values)
+            values = jnp.array([np.nan, np.inf, 1e12, 0.5])
+            drawn = jax.random.randint(key, (count,), 0, 4)
+            return super().random(key, count).at[:].set(values[drawn, None])
 
         def control(self, action):
             return action
@@ -232,8 +233,10 @@ def test_replay_holds_no_control_that_was_none():
     state, steps = loop.warm_up(setup, loop.init(setup))
     data = jax.tree.map(lambda leaf: leaf[0, 0, :32], state.replay.data)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(data))
-    assert (data.weight.reshape(4, 8)[:, :3] == 0).all()
-    assert steps.diverged[0] == (data.weight == 0).sum() < 32
+    sound = (data.action == 0.5).all(-1)
+    np.testing.assert_array_equal(data.weight, sound)
+    assert steps.diverged[0] == (data.weight == 0).sum()
+    assert 16 < steps.diverged[0] < 32
     assert jnp.isfinite(state.normalizer.variance).all()
 
 

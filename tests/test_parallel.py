@@ -163,6 +163,8 @@ def test_dividing_anew_keeps_each_world_with_its_rows():
             np.testing.assert_array_equal(rows, whole[:, step].reshape(8, -1))
         worlds = anew.envs.worlds.obs[0].reshape(8, -1)
         np.testing.assert_array_equal(worlds, state.envs.worlds.obs[0].reshape(8, -1))
+        noise = anew.noise[0].reshape(8, -1)
+        np.testing.assert_array_equal(noise, state.noise[0].reshape(8, -1))
         assert anew.replay.insert_index == 0 and anew.replay.size == 32 // shards
         half = dataclasses.replace(state.replay, insert_index=8, size=8)
         half = dataclasses.replace(state, replay=half)  # two steps of four worlds

@@ -468,7 +468,7 @@ def test_entropy_targets_mean_the_same_for_bins_and_densities():
         ({"algo": "sac", "policy": "flow"}, "--policy flow: --algo sac does not have"),
         ({"policy": "normal"}, "--policy normal: choose one of multicategorical, auto"),
         ({"policy": "gausian"}, "--policy gausian: did you mean gaussian"),
-        ({"policy": "math:pi"}, "--policy math:pi: math has no pi"),
+        ({"policy": "math:pi"}, "--policy math:pi: pi of math is no class"),
         ({"policy": "math:sin"}, "--policy math:sin: .*from_settings"),
     ],
 )

@@ -311,7 +311,8 @@ def test_what_counts_as_empty(tmp_path):
     assert run_folder.is_empty(tmp_path)
     (tmp_path / "metrics.jsonl").touch()
     assert not run_folder.is_empty(tmp_path)
-    assert not run_folder.is_empty(tmp_path / "metrics.jsonl")
+    with pytest.raises(ValueError, match=r"--logdir .*metrics.jsonl: it is a file"):
+        run_folder.is_empty(tmp_path / "metrics.jsonl")
 
 
 @pytest.mark.parametrize("place", ["file", "file/run"])

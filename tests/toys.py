@@ -106,4 +106,5 @@ def toy_setup(env, **changes):
 
 def comparable(state):
     """A TrainState whose keys are numbers, which asserts on trees can compare."""
-    return dataclasses.replace(state, key=jax.random.key_data(state.key))
+    keys = jax.tree.map(jax.random.key_data, (state.key, state.noise))
+    return dataclasses.replace(state, key=keys[0], noise=keys[1])

@@ -110,8 +110,7 @@ def restore(
     except NotFoundError:
         raise
     except UsageError as error:
-        fix = f"to begin anew, remove {run_folder / CHECKPOINTS}"
-        raise UsageError(f"{error}; {fix}") from error
+        raise UsageError(f"{error}; to begin anew, remove that folder") from error
     told = [f"warning: {p}; falling back to an older one" for p in problems]
     return step, state, told + divided
 
