@@ -300,11 +300,13 @@ def make(name: str) -> Outside:
         return build(name, what)
     task = registry.load(name)
     try:
-        inspect.signature(task).bind()
+        with contextlib.suppress(ValueError):  # which some of Python's own have none of
+            inspect.signature(task).bind()
     except TypeError as error:
         raise UsageError(f"it is no task: called without arguments, {error}") from error
+    env = task()
     return Outside(
-        env := task(),
+        env,
         name,
         engine=" ".join(_backend(env)) or "own",
         terminates=bool(getattr(env, "terminates", True)),

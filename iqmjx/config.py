@@ -227,8 +227,8 @@ class Config:
             fix = f"with --chunk_steps {chunk}, give at most {most}, such as {fit}"
             refuse("grad_updates_per_step", updates, fix)
         counted = max(self.num_updates, self.num_vector_steps)
-        names = self._larger_first("num_timesteps", "grad_updates_per_step")
-        if self.num_updates > LARGEST_INT and names[1] == "num_timesteps":
+        blamed, _ = self._larger_first("num_timesteps", "grad_updates_per_step")
+        if self.num_updates > LARGEST_INT and blamed == "grad_updates_per_step":
             most = LARGEST_INT // (self.num_updates // updates)
             told = f"with --num_timesteps {self.num_timesteps} there are more updates"
             fit = min(most, Config.grad_updates_per_step)

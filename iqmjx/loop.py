@@ -261,9 +261,9 @@ def _interact(
     each world, and one key.
     """
 
-    def step(learner, normalizer, worlds, noise, bank, key):
+    def step(learner, normalizer, worlds, held, bank, key):
         key, noise_key, env_key = jax.random.split(setup.shards.own_key(key), 3)
-        noise = _noise(setup, state.steps, noise, noise_key)
+        noise = _noise(setup, state.steps, held, noise_key)
         acts = actor(setup, learner, normalizer)
         action = choose(acts, worlds.obs, noise, key)
         control = setup.agent.policy.control(action)
@@ -272,9 +272,8 @@ def _interact(
         )
         normalizer = normalize.update(normalizer, worlds.obs, setup.shards)
         transition = _transition(worlds.obs, action, outcome)
-        if state.noise is None:
-            noise = None
-        return stepped, noise, normalizer, transition, _step_metrics(control, outcome)
+        held = None if held is None else noise
+        return stepped, held, normalizer, transition, _step_metrics(control, outcome)
 
     worlds, noise, normalizer, transition, metrics = setup.layout.over_all(
         step,

@@ -65,10 +65,9 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B inputs"]) -> Float[Array, "*B outputs"]:
-        low = self.compute_dtype == "bfloat16"
-        product = _dot_general if low else None
+        dot_general = _dot_general if self.compute_dtype == "bfloat16" else None
         for size in self.hidden_sizes:
-            x = nn.Dense(size, dot_general=product)(x)
+            x = nn.Dense(size, dot_general=dot_general)(x)
             if self.layer_norm:
                 # Without scale and bias: the Dense layers around it have their own,
                 # and on a CPU their gradients cost more than all the rest of it.
@@ -80,7 +79,7 @@ class MLP(nn.Module):
         outputs = nn.Dense(
             self.num_outputs,
             kernel_init=last_init,
-            dot_general=product if self.num_outputs > 1 else None,
+            dot_general=dot_general if self.num_outputs > 1 else None,
         )(x)
         return self.output_scale * outputs
 
@@ -136,7 +135,7 @@ def product(
 
     Its gradients are such products too.
     """
-    return _contract(x, weights, -1, 0)
+    return _contract(x, weights, 0)
 
 
 def _forward(x, weights):
@@ -147,20 +146,20 @@ def _backward(saved, gradient):
     x, weights = saved
     rows = gradient.reshape(-1, gradient.shape[-1])
     columns = _transposed(x.reshape(-1, x.shape[-1]))
-    return _contract(gradient, weights, -1, 1), _contract(columns, rows, -1, 0)
+    return _contract(gradient, weights, 1), _contract(columns, rows, 0)
 
 
 product.defvjp(_forward, _backward)
 
 
 def _contract(
-    left: Float[Array, "*B n"], right: Float[Array, "_ _"], axis: int, other: int
+    left: Float[Array, "*B n"], right: Float[Array, "_ _"], axis: int
 ) -> Float[Array, "*B _"]:
-    """The product along an axis of each."""
+    """The product along the left's last axis and one of the right's."""
     return jax.lax.dot_general(
         left.astype(jnp.bfloat16),
         right.astype(jnp.bfloat16),
-        (((axis % left.ndim,), (other,)), ((), ())),
+        (((left.ndim - 1,), (axis,)), ((), ())),
         preferred_element_type=jnp.float32,
     )
 
@@ -173,4 +172,4 @@ def _transposed(x: Float[Array, "B n"]) -> Float[Array, "n B"]:
     """
     if jax.default_backend() != "cpu":
         return x.T
-    return _contract(jnp.eye(x.shape[-1]), x, 1, 1)
+    return _contract(jnp.eye(x.shape[-1]), x, 1)

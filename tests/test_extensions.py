@@ -260,6 +260,10 @@ def test_its_settings_are_flags_and_are_kept_in_the_run_folder(outside):
         (["--algo=sac", "--boldness=1"], "boldness"),
         (["--num_envs=1e3"], "--num_envs 1e3: give a whole number of at least 1"),
         (["--env=os:getcwd"], "--env os:getcwd: it is no task: it has no reset"),
+        (
+            ["--env=builtins:dict"],
+            "--env builtins:dict: it is no task: it has no reset",
+        ),
         (["--env=os.path:join"], "--env os.path:join: it is no task: called without"),
         (["--loggers=made_up:Bold"], "--loggers made_up:Bold: .* a method __init__"),
         (["--loggers=made_up:Mute"], "--loggers made_up:Mute: .* write.env_steps, row"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import re
 import sys
@@ -16,7 +15,7 @@ from typing import Any, NoReturn
 import jax
 from absl import app, flags, logging
 
-from iqmjx import agents, parallel, presets
+from iqmjx import agents, parallel, presets, strict_json
 from iqmjx.config import Config, setting_fields
 from iqmjx.errors import RunError, UsageError
 from iqmjx.run.terminal import plain
@@ -131,10 +130,9 @@ def _may_run_mjx() -> bool:
 def _saved_settings(path: str | None) -> dict[str, Any]:
     """What a run's config.json says, unread by Config; {} where there is none."""
     for folder in [Path(path), *Path(path).absolute().parents][:3] if path else []:
-        with contextlib.suppress(
-            OSError, ValueError, KeyError, TypeError, RecursionError
-        ):
-            return dict(json.loads((folder / "config.json").read_text())["config"])
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            content = strict_json.loads((folder / "config.json").read_text())
+            return dict(content["config"])
     return {}
 
 

@@ -63,7 +63,8 @@ def main(stop: Stop | None = None) -> None:
             if parallel.have_peers():  # which wait for this one
                 stack.enter_context(stop.deferred(print))
             resume, resolved = _settings()
-            _check_loggers(resume, resolved)
+            with _said_by(resume, "loggers"):
+                metrics.find_loggers(resolved.config)
             setup = loop.make_setup(trainer.fit_devices(resolved.config, resume))
         parts = memory.footprint(setup)  # traces the task: its errors are not ours
         with cli.user_errors():
@@ -104,12 +105,11 @@ def _join_processes() -> None:
     parallel.join(*told)
 
 
-def _check_loggers(resume: bool, resolved: Resolved) -> None:
-    """Refuses loggers that are none, and says whether a flag or the run named them."""
-    saved = resume and not FLAGS["loggers"].present
-    where = run_folder.read_from(str(Path(_LOGDIR.value or "") / "config.json"))
-    with where if saved else contextlib.nullcontext():
-        metrics.find_loggers(resolved.config)
+def _said_by(resume: bool, name: str) -> contextlib.AbstractContextManager[None]:
+    """Blames what is wrong with a setting on the run's file, where no flag gave it."""
+    if FLAGS[name].present or not resume:
+        return contextlib.nullcontext()
+    return run_folder.read_from(str(Path(_LOGDIR.value or "") / "config.json"))
 
 
 def _prepare(
@@ -171,11 +171,9 @@ def _settings() -> tuple[bool, Resolved]:
     resolved = run_folder.merge(saved, given, folder)
     taken, end = checkpoint.newest(folder) or 0, resolved.config.total_env_steps
     if taken > end:
-        where = "--" if "num_timesteps" in given else f"{folder}/config.json: "
-        raise UsageError(
-            f"{where}num_timesteps {resolved.config.num_timesteps}: the run in "
-            f"{folder} has taken {taken} env steps; give at least {taken}"
-        )
+        fix = f"the run in {folder} has taken {taken} env steps; give at least {taken}"
+        with _said_by(True, "num_timesteps"):
+            refuse("num_timesteps", resolved.config.num_timesteps, fix)
     return True, resolved
 
 

@@ -7,7 +7,6 @@ A logger is a small class: see `Logger`. `--loggers` takes names of LOGGERS and
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import time
@@ -260,10 +259,10 @@ def _rows(
         if not line:
             continue
         try:
-            row = json.loads(line)
+            row = strict_json.loads(line)
             if not isinstance(row["env_steps"], int):
                 raise TypeError
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError):
             warn(f"warning: {path}: line {number} is damaged, and left out")
         else:
             yield line, row

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from iqmjx import envs
+from iqmjx import envs, strict_json
 from iqmjx.config import SCHEDULE, Config, setting_fields
 from iqmjx.errors import UsageError
 from iqmjx.presets import Resolved
@@ -169,8 +169,8 @@ def load(folder: Path) -> Resolved:
     if not path.is_file():
         raise UsageError(f"--logdir {folder}: not a run folder (it has no {_FILE})")
     try:
-        content = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
+        content = strict_json.loads(path.read_text())
+    except ValueError as error:
         raise UsageError(f"{path}: cannot be read ({error})") from error
     where = str(path)
     config = config_of(_part(content, "config", dict, where), where)

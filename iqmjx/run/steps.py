@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from iqmjx import parallel, registry
+from iqmjx import parallel, registry, strict_json
 from iqmjx.errors import UsageError
 from iqmjx.run import memory
 
@@ -173,8 +173,9 @@ def verify(step: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        saved, found = dict(json.loads(path.read_bytes())), _checksums(step)
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        saved = dict(strict_json.loads(path.read_bytes()))
+        found = _checksums(step)
+    except (OSError, ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
     for name in sorted(saved.keys() | found.keys()):
         if name not in found:
