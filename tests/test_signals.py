@@ -47,8 +47,12 @@ def test_with_nothing_to_save_a_signal_ends_the_process_at_once(number, idle_exi
 
 
 DEFERRING = """
+import time
 stop = signals.listen()
-with stop.deferred(lambda text: print(text, flush=True)):
+def say(text):
+    time.sleep(0.3)  # whatever follows from the signal must come after it
+    print(text, flush=True)
+with stop.deferred(say):
     print("ready", flush=True)
     while not stop.requested:
         pass

@@ -61,11 +61,13 @@ class Stop:
             if self._say is None:
                 _leave(self.farewell, _code(number, self._idle_exit))
             elif not self.requested:
-                self.requested = True
-                self._say(
-                    "stopping after this chunk ... (Ctrl-C again: at once, with the "
-                    "last checkpoint)"
-                )
+                try:  # said before anything that follows from `requested` is
+                    self._say(
+                        "stopping after this chunk ... (Ctrl-C again: at once, with "
+                        "the last checkpoint)"
+                    )
+                finally:
+                    self.requested = True
             elif number == signal.SIGINT:  # Slurm sends SIGTERM more than once
                 _leave("stopped at once", _code(number))
 
