@@ -93,7 +93,8 @@ def refuse(name: str, value: Any, fix: str) -> NoReturn:
 
 def shown(value: Any) -> str:
     """A value as it is given on the command line."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return text or "''"
 
 
 def _problem(field: dataclasses.Field[Any], value: Any) -> str | None:

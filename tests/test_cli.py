@@ -133,6 +133,22 @@ def test_what_a_run_s_file_says_is_not_blamed_on_a_flag(run, name, value, messag
     assert "--" not in result.stderr
 
 
+def test_a_resume_that_does_not_fit_its_state_leaves_the_run_s_file_as_it_is(
+    run, tmp_path
+):
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    del content["digest"]
+    content["config"]["algorithm"]["hidden_sizes"] = [16]
+    path.write_text(json.dumps(content))
+    before = path.read_bytes()
+    result = command("train", "--resume", "--logdir", folder)
+    assert result.returncode == 1 and "with other settings" in result.stderr
+    assert path.read_bytes() == before
+
+
 def test_resume_needs_a_run_or_the_task_to_begin_one_with(tmp_path):
     nothing = command("train", "--resume", "--logdir", tmp_path / "run")
     assert_refused(nothing, "there is no run in --logdir", "--env")
@@ -326,6 +342,7 @@ def test_evaluate_samples_and_takes_one_step(run):
         (["--checkpoint", "RUN", "--seed", "-1"], ["--seed -1: ", "from 0"]),
         (["--checkpoint", "RUN", "--sim", "bullet"], ["sim", "bullet"]),
         (["--checkpoint", "RUN", "--video", "a.gif"], ["--video a.gif", ".mp4"]),
+        (["--checkpoint", "RUN", "--video", ""], ["--video ''", ".mp4"]),
         (["--checkpoint", "RUN", "--video", "/dev/null/a.mp4"], ["--video /dev/null"]),
         (
             ["--checkpoint", "RUN", "--video", "a.mp4", "--sim", "native"],

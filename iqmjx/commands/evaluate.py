@@ -134,8 +134,8 @@ def _check_flags() -> None:
             f"--video: --sim {_SIM.value} plays all episodes at once; record with "
             f"--sim gymnasium"
         )
-    if _VIDEO.value and not _VIDEO.value.endswith(".mp4"):
-        raise UsageError(f"--video {_VIDEO.value}: give a file name ending in .mp4")
+    if _VIDEO.value is not None and not _VIDEO.value.endswith(".mp4"):
+        refuse("video", _VIDEO.value, "give a file name ending in .mp4")
 
 
 def _check_video(path: Path) -> None:

@@ -129,7 +129,8 @@ def _prepare(
         _refuse_existing(folder)  # again: another process may have been first
     _print_settings(resolved, parts, folder)
     print(f"engine: {engine}")
-    run_folder.create(folder, resolved)  # on a resume, with the new schedule
+    if not resume or run_folder.load(folder) != resolved:  # a new schedule, if any
+        run_folder.create(folder, resolved)
     return folder
 
 

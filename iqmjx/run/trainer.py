@@ -59,6 +59,7 @@ def train(
         DivergedError: once the loss is not finite; what was saved before is kept.
         RunError: on a resume where no checkpoint can be read; or where the end could
             not be saved.
+        FileNotFoundError: where there is no such folder.
     """
     start = time.perf_counter()
     setup = loop.make_setup(fit_devices(config, resume), env)
