@@ -1,3 +1,4 @@
+import gc
 import os
 import signal
 import socket
@@ -19,6 +20,17 @@ typecheck.install()  # before anything of iqmjx is imported
 for _number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Frees a file's programs: Linux aborts a process of more than 65,530 mappings.
+
+    XLA maps a few for each, and all tests together compile too many.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

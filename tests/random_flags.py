@@ -9,8 +9,6 @@ a folder; or where advice that was followed is refused. `refuse` ends runs befor
 first program, `trace` traces their programs, and `run` trains in those that are short.
 """
 
-import contextlib
-import io
 import json
 import random
 import re
@@ -20,13 +18,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import flags
 
 from iqmjx import evaluation, loop
-from iqmjx.commands import cli, train
+from iqmjx.commands import cli
 from iqmjx.run import trainer
 from iqmjx.settings import kind
-from tests import toys
+from tests import commands, toys
 
 EDGES = (
     *("0", "-1", "1", "2", "2147483647", "2147483648", "4294967296"),
@@ -123,21 +120,6 @@ def advice(message: str) -> dict[str, str]:
     raise ValueError(f"no advice is given: {message!r}")
 
 
-def outcome(given: dict[str, str], folder: Path) -> tuple[int, str]:
-    """The exit code of iqmjx.train in this process, and what it says on stderr."""
-    for values in (flags.FLAGS, train.FLAGS):
-        for name in values:
-            values[name].unparse()
-    sys.argv = ["train", *command_line(given), f"--logdir={folder}"]
-    said = io.StringIO()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-        try:
-            cli.run(train.main, train.FLAGS)
-        except SystemExit as end:
-            return int(end.code or 0), said.getvalue()
-    raise AssertionError("a command ends by exiting")
-
-
 def follow_advice(given: dict[str, str], folder: Path) -> list[str]:
     """The refusals on the way to a run.
 
@@ -146,7 +128,8 @@ def follow_advice(given: dict[str, str], folder: Path) -> list[str]:
     """
     told, advised = [], {}
     while len(told) <= MOST_ADVICE:
-        code, said = outcome(given, folder)
+        arguments = [*command_line(given), f"--logdir={folder}"]
+        code, said = commands.outcome("train", arguments)
         if code == 0:
             assert said == "" or said.startswith("warning: "), said
             return told

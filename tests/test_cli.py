@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from iqmjx.run import metrics
-from tests import toys
+from tests import commands, toys
 
 SETTINGS = [f"--{name}={value}" for name, value in toys.SMALL.items()]
 SETTINGS = [s.replace("(16, 16)", "16,16") for s in SETTINGS]
@@ -56,31 +56,67 @@ def test_train_reports_settings_memory_compile_time_and_returns(run):
     assert metrics.read(folder)[-1]["env_steps"] == 192
 
 
-JOIN = ["--coordinator=localhost:65536", "--num_processes=2", "--process_id=0"]
+JOIN = "--coordinator=localhost:65536 --num_processes=2 --process_id=0"
+
+
+BAD_INPUT = [
+    ("train", "--env humanoyd", "--env humanoyd", "humanoid"),
+    ("train", "--env hopper --num_envs 100", "--num_envs 100", "such as 32700"),
+    ("train", "--enb hopper", "enb", "env"),
+    ("train", "--num_envs many", "num_envs", "many"),
+    ("train", "--hidden_sizes 256,wide", "--hidden_sizes 256,wide"),
+    ("train", "hopper", "unexpected argument 'hopper'"),
+    ("train", f"--env hopper --max_replay_size {2**40}", "--max_replay_size"),
+    ("train", "--resume", "--resume", "--logdir"),
+    ("train", "--loggers wandb", "--loggers wandb", "tensorboard"),
+    ("train", f"--env hopper --logdir {__file__}", "--logdir", "it is a file"),
+    ("train", f"--resume --logdir {__file__}", "--logdir", "it is a file"),
+    ("train", "--env hopper --logdir=", "--logdir", "give a folder"),
+    ("train", JOIN, "--coordinator localhost:65536", "host:port"),
+    ("evaluate", "", "--checkpoint"),
+    ("evaluate", "--checkpoint nowhere", "--checkpoint", "no saved policy"),
+    ("evaluate", "--checkpoint RUN --episodes 0", "--episodes 0"),
+    ("evaluate", f"--checkpoint RUN --episodes {2**31}", "--episodes", "from 1"),
+    ("evaluate", "--checkpoint RUN --seed -1", "--seed -1: ", "from 0"),
+    ("evaluate", "--checkpoint RUN --sim bullet", "sim", "bullet"),
+    ("evaluate", "--checkpoint RUN --video a.gif", "--video a.gif", ".mp4"),
+    ("evaluate", "--checkpoint RUN --video=", "--video ''", ".mp4"),
+    ("evaluate", "--checkpoint RUN --video /dev/null/a.mp4", "--video /dev/null"),
+    (
+        "evaluate",
+        "--checkpoint RUN --video a.mp4 --sim native",
+        *("--video", "--sim gymnasium"),
+    ),
+    ("benchmark", "SETTINGS --sweep 8,²", "--sweep ²"),
+    ("benchmark", "SETTINGS --sweep 8,0", "--sweep 0: --num_envs 0: give"),
+]
+
+
+@pytest.fixture(scope="module")
+def refusals(run, tmp_path_factory):
+    """The answers to BAD_INPUT, given in an empty folder, and that folder."""
+    places = {"RUN": str(run[0]), "SETTINGS": " ".join(SETTINGS)}
+    lines = [
+        (name, re.sub("RUN|SETTINGS", lambda found: places[found[0]], line).split())
+        for name, line, *_ in BAD_INPUT
+    ]
+    folder = tmp_path_factory.mktemp("empty")
+    return commands.outcomes(lines, cwd=folder, env=environment()), folder
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--env", "humanoyd"], ["--env humanoyd", "humanoid"]),
-        (["--env", "hopper", "--num_envs", "100"], ["--num_envs 100", "such as 32700"]),
-        (["--enb", "hopper"], ["enb", "env"]),
-        (["--num_envs", "many"], ["num_envs", "many"]),
-        (["--hidden_sizes", "256,wide"], ["--hidden_sizes 256,wide"]),
-        (["hopper"], ["unexpected argument 'hopper'"]),
-        (["--env", "hopper", "--max_replay_size", str(2**40)], ["--max_replay_size"]),
-        (["--resume"], ["--resume", "--logdir"]),
-        (["--loggers", "wandb"], ["--loggers wandb", "tensorboard"]),
-        (["--env", "hopper", "--logdir", __file__], ["--logdir", "it is a file"]),
-        (["--resume", "--logdir", __file__], ["--logdir", "it is a file"]),
-        (["--env", "hopper", "--logdir", ""], ["--logdir", "give a folder"]),
-        (["--env", "hopper", *JOIN], ["--coordinator localhost:65536", "host:port"]),
-    ],
+    ("index", "words"),
+    [(index, words) for index, (_, _, *words) in enumerate(BAD_INPUT)],
 )
-def test_train_refuses_bad_input(arguments, words, tmp_path):
-    result = command("train", *arguments, cwd=tmp_path, env=environment())
-    assert_refused(result, *words)
-    assert not any(tmp_path.iterdir())
+def test_bad_input_is_refused(refusals, index, words):
+    answers, folder = refusals
+    assert_refused(answers[index], *words)
+    assert not any(folder.iterdir())
+
+
+def test_bad_input_ends_a_process_with_one_line(tmp_path):
+    result = command("train", "--env", "humanoyd", cwd=tmp_path, env=environment())
+    assert_refused(result, "--env humanoyd", "humanoid")
 
 
 def test_a_package_called_envs_in_the_working_directory_is_left_alone(tmp_path):
@@ -332,29 +368,6 @@ def test_evaluate_samples_and_takes_one_step(run):
     assert f"trained for {int(step.name):,} env steps" in result.stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], ["--checkpoint"]),
-        (["--checkpoint", "nowhere"], ["--checkpoint", "no saved policy"]),
-        (["--checkpoint", "RUN", "--episodes", "0"], ["--episodes 0"]),
-        (["--checkpoint", "RUN", "--episodes", str(2**31)], ["--episodes", "from 1"]),
-        (["--checkpoint", "RUN", "--seed", "-1"], ["--seed -1: ", "from 0"]),
-        (["--checkpoint", "RUN", "--sim", "bullet"], ["sim", "bullet"]),
-        (["--checkpoint", "RUN", "--video", "a.gif"], ["--video a.gif", ".mp4"]),
-        (["--checkpoint", "RUN", "--video", ""], ["--video ''", ".mp4"]),
-        (["--checkpoint", "RUN", "--video", "/dev/null/a.mp4"], ["--video /dev/null"]),
-        (
-            ["--checkpoint", "RUN", "--video", "a.mp4", "--sim", "native"],
-            ["--video", "--sim gymnasium"],
-        ),
-    ],
-)
-def test_evaluate_refuses_bad_input(run, arguments, words):
-    arguments = [str(run[0]) if a == "RUN" else a for a in arguments]
-    assert_refused(command("evaluate", *arguments), *words)
-
-
 def test_a_video_without_gl_is_refused_in_one_line(run, tmp_path):
     without = environment() | {"MUJOCO_GL": "glfw", "DISPLAY": ""}
     video = tmp_path / "a.mp4"
@@ -395,12 +408,6 @@ def test_benchmark_prints_one_json_object():
     assert report["efficiency"] == pytest.approx(rate / ideal)
     assert report["physics"] == "native" and report["versions"]["mujoco"]
     assert report["replay_ratio"] == 2 * 16 / 8
-
-
-def test_benchmark_refuses_bad_sweeps():
-    assert_refused(command("benchmark", *SETTINGS, "--sweep", "8,²"), "--sweep ²")
-    zero = command("benchmark", *SETTINGS, "--sweep", "8,0")
-    assert_refused(zero, "--sweep 0: --num_envs 0: give")
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "benchmark"])
