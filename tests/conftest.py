@@ -2,11 +2,17 @@ import gc
 import os
 import signal
 import socket
+import tempfile
 
 # Before jax; processes that tests start inherit both.
 os.environ.setdefault("PJRT_NPROC", "16")  # see cli.give_mjx_threads
 # Half the time of a test is spent in compiling programs that run for a moment.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Many tests, and most processes that they start, compile the same programs.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _programs = tempfile.TemporaryDirectory(prefix="iqmjx-programs-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
 import pytest

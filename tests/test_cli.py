@@ -10,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
+from iqmjx.commands import cli
 from iqmjx.run import metrics
 from tests import commands, toys
 
@@ -383,6 +385,20 @@ def test_all_commands_can_be_imported_into_one_process():
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=100
     )
     assert (result.stdout, result.stderr) == ("True\n", "")
+
+
+def test_programs_are_kept_apart_by_what_the_cpu_can_do(tmp_path, monkeypatch):
+    folders = []
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(jax.config, "update", lambda _, value: folders.append(value))
+    for flags in ("flags: avx2", "flags: avx2 amx_bf16", "Features: asimd", "none"):
+        cpu = tmp_path / "cpuinfo"
+        cpu.write_text(f"processor: 0\n{flags}\n")
+        monkeypatch.setattr(cli, "_CPU", cpu)
+        cli.use_compilation_cache()
+    assert len(set(folders)) == 4
+    assert all(folder.startswith(f"{tmp_path}/iqmjx/xla-") for folder in folders)
 
 
 def test_benchmark_prints_one_json_object():

@@ -103,6 +103,25 @@ jax.block_until_ready(step(state))
     subprocess.run(command, env=one_thread, check=True, timeout=60)
 
 
+def test_native_s_functions_have_a_number_for_what_they_compute():
+    def numbers(xml=PENDULUM, frame_skip=3, **options):
+        spec = mujoco.MjSpec.from_string(xml)
+        engine = physics.make("native", spec, frame_skip=frame_skip, **options)
+        return [engine._number(name) for name in ("_init", "_step")]
+
+    same = numbers(), numbers()
+    others = (
+        numbers(BALLS),
+        numbers(PENDULUM.replace("0.1", "0.2", 1)),
+        numbers(frame_skip=4),
+        numbers(fields=["xpos"]),
+        numbers(model_fields=["body_pos"]),
+    )
+    assert same[0] == same[1]
+    every = [number for each in (same[0], *others) for number in each]
+    assert len(set(every)) == len(every) == 12
+
+
 @pytest.mark.parametrize(
     ("engine", "fields"),
     # Contact forces are another way through `native`.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import platform
 import re
 import sys
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +25,7 @@ from iqmjx.settings import kind, refuse, wanted
 
 EXIT_FAILURE, EXIT_USAGE = 1, 2
 _MJX_THREADS = "16"
+_CPU = Path("/proc/cpuinfo")
 _NOUNS = {flags.IntegerParser: "a whole number", flags.BooleanParser: "true or false"}
 _TELLING = ("env", "physics", "sim", "checkpoint", "logdir")
 
@@ -220,11 +223,23 @@ def given_settings(own: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs on disk, unless the user's environment decides."""
+    """Keeps compiled programs on disk, unless the user's environment decides.
+
+    They are kept apart by the CPU's instructions: XLA's programs for CPUs use all that
+    there are, and a home directory may be seen from several machines.
+    """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    jax.config.update("jax_compilation_cache_dir", str(cache / "iqmjx" / "xla"))
+    folder = cache / "iqmjx" / f"xla-{platform.machine()}-{_cpu_features():08x}"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _cpu_features() -> int:
+    """A number for this CPU's instructions; 0 where Linux does not list them."""
+    lines = _CPU.read_text().splitlines() if _CPU.is_file() else []
+    told = (line for line in lines if line.startswith(("flags", "Features")))
+    return zlib.crc32(next(told, "").encode())
 
 
 def give_mjx_threads() -> None:
