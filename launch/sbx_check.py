@@ -4,7 +4,7 @@
     python launch/sbx_check.py --env halfcheetah --num_timesteps 3000000
 
 Worlds, updates per step, batch and replay are those of iqmjx's cpu preset for the task;
-everything else is sbx's own. Writes a curve as launch/learning_curves.py does, labelled
+everything else is sbx's own. Writes a curve as iqmjx.experiment does, of the variant
 sbx-sac, so that `python -m iqmjx.report` shows it beside iqmjx's.
 """
 

@@ -60,13 +60,18 @@ def run_errors() -> Iterator[None]:
         fail(" ".join(str(error).split()), EXIT_FAILURE)
 
 
-def run(main: Callable[[], None], own: flags.FlagValues = flags.FLAGS) -> None:
+def run(
+    main: Callable[[], None],
+    own: flags.FlagValues = flags.FLAGS,
+    named_by_place: str | None = None,
+) -> None:
     """Parses the command line and runs a command's main function.
 
     Args:
         main: the function.
         own: the command's flags: a set of its own, so that the modules of several
             commands can be imported into one process.
+        named_by_place: a flag whose value may stand alone on the command line.
     """
     if own is not flags.FLAGS:
         flags.FLAGS.append_flag_values(own)
@@ -77,6 +82,8 @@ def run(main: Callable[[], None], own: flags.FlagValues = flags.FLAGS) -> None:
         except flags.Error as error:
             fail(_parse_error(error))
         own.mark_as_parsed()
+        if named_by_place and len(rest) == 2 and own[named_by_place].value is None:
+            own[named_by_place].value = rest.pop()
         if len(rest) > 1:
             fail(
                 f"unexpected argument {rest[1]!r}: settings are given as --name value, "

@@ -1,17 +1,17 @@
-"""Draws and tabulates learning curves: python -m iqmjx.report.
+"""Draws and tabulates learning curves: python -m iqmjx.report --curves FOLDER.
 
-Reads the files that launch/learning_curves.py writes. The figure shows return against
-env steps and against wall-clock time, one row per task, one line per algorithm: the
-mean over seeds, with a 95% bootstrap interval where there are several. The table gives
-the final Gymnasium scores and the wall-clock minutes that they took, and the median of
-the scores over tasks, normalized so that random play is 0 and SAC's median seed 1.
+Reads the curves of an experiment. The figure shows return against env steps and against
+wall-clock time, one row per task, one line per variant: the mean over seeds, with a 95%
+bootstrap interval where there are several. A table gives the final Gymnasium scores and
+the wall-clock minutes that they took; another what they say together, normalized so
+that random play is 0 and SAC's mean 1, with 95% bootstrap intervals.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import sys
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,143 +20,190 @@ from absl import flags
 
 from iqmjx.commands import cli
 from iqmjx.errors import UsageError
+from iqmjx.experiments import curves as curve_files
+from iqmjx.experiments import statistics
+from iqmjx.experiments.curves import Curve
+from iqmjx.experiments.plan import RANDOM, Experiment
 
 FLAGS = flags.FlagValues()
 _CURVES = flags.DEFINE_string(
-    "curves", "launch/results/curves", "Where curves are.", flag_values=FLAGS
+    "curves", None, "Where curves are: an experiment's curves/.", flag_values=FLAGS
 )
 _OUT = flags.DEFINE_string(
     "out",
-    "launch/results/report",
-    "Figure and table, without their endings.",
+    None,
+    "Figure and table, without their endings (default: report, beside the curves).",
     flag_values=FLAGS,
 )
-_BASELINE, _RANDOM = "sac", "random"
-_BOOTSTRAPS = 2000
-
-
-@dataclasses.dataclass(frozen=True)
-class Curve:
-    """One run: its evaluations [E] and its Gymnasium score."""
-
-    task: str
-    label: str  # the algorithm, and the name of its settings if any
-    seed: int
-    env_steps: np.ndarray
-    seconds: np.ndarray
-    returns: np.ndarray
-    score: float
+_BASELINE = "sac"  # a variant's name, in small letters
+_AGGREGATES = (
+    statistics.median,
+    statistics.mean,
+    statistics.interquartile_mean,
+    statistics.optimality_gap,
+)
 
 
 def main() -> None:
     """Runs the command."""
     with cli.user_errors():
-        curves = load(Path(_CURVES.value))
-    out = Path(_OUT.value)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    text = table(curves)
-    out.with_suffix(".md").write_text(text)
-    draw(curves, out.with_suffix(".png"))
-    print(text)
-    print(f"{out.with_suffix('.md')}, {out.with_suffix('.png')}")
+        if _CURVES.value is None:
+            raise UsageError("--curves: name a folder of curves")
+        folder = Path(_CURVES.value)
+        print(write(folder, Path(_OUT.value or folder.parent / "report")))
 
 
-def load(folder: Path) -> list[Curve]:
-    """Reads all finished curves in a folder.
+def write(folder: Path, out: Path, experiment: Experiment | None = None) -> str:
+    """Writes the report of the curves in a folder, whole or not.
+
+    Args:
+        folder: where the curves are.
+        out: the files to write, without their endings.
+        experiment: what the curves are of; says what is missing, and in which order
+            variants come.
+
+    Returns:
+        The table, and where it lies.
 
     Raises:
-        UsageError: where there is none.
+        UsageError: where there is no curve.
     """
-    curves = []
-    for path in sorted(folder.glob("*.jsonl")):
-        head, *rows, end = (json.loads(line) for line in path.read_text().splitlines())
-        curves.append(
-            Curve(
-                task=head["task"],
-                label="-".join(filter(None, [head["algo"], head["name"]])),
-                seed=head["seed"],
-                env_steps=np.array([row["env_steps"] for row in rows]),
-                seconds=np.array([row["seconds"] for row in rows]),
-                # Where no episode stayed in the numbers: null, which becomes NaN.
-                returns=np.array([row["return"] for row in rows], float),
-                score=float(np.array(end["score"], float)),
-            )
-        )
-    if not curves:
+    found, problems = curve_files.load(folder)
+    for line in problems:
+        print(f"warning: {line}; left out", file=sys.stderr)
+    if not found:
         raise UsageError(
-            f"--curves {folder}: no curve there; launch/learning_curves.py writes them"
+            f"--curves {folder}: no curve there; iqmjx.experiment makes them"
         )
-    return curves
+    order = [*experiment.variants] if experiment else []
+    order += sorted({curve.variant for curve in found} - set(order))
+    text = "\n".join(filter(None, [table(found, order), aggregates(found, order)]))
+    if experiment:
+        text = f"# {experiment.title}\n\n{text}"
+        have = {(curve.task, curve.variant, curve.seed) for curve in found}
+        missing = [
+            run.name
+            for run in experiment.runs
+            if (run.task, run.variant, run.seed) not in have
+        ]
+        if missing:
+            text += f"\nNot there yet: {', '.join(missing)}.\n"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".md").write_text(text)
+    draw(found, order, out.with_suffix(".png"))
+    return f"{text}\n{out.with_suffix('.md')}, {out.with_suffix('.png')}"
 
 
 def scores(curves: list[Curve]) -> dict[str, dict[str, list[float]]]:
-    """Final scores by task and label, in the order of their seeds."""
+    """Final scores by task and variant, in the order of their seeds."""
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for curve in sorted(curves, key=lambda curve: curve.seed):
-        found[curve.task][curve.label].append(curve.score)
-    return {task: dict(by_label) for task, by_label in found.items()}
+        found[curve.task][curve.variant].append(curve.score)
+    return {task: dict(by_variant) for task, by_variant in found.items()}
 
 
 def normalized(
-    by_task: dict[str, dict[str, list[float]]], label: str
+    by_task: dict[str, dict[str, list[float]]], variant: str
 ) -> dict[str, list[float]]:
-    """A label's scores by task: 0 is random play's mean, 1 the baseline's median.
+    """A variant's scores by task: 0 is random play's mean, 1 the baseline's.
 
     Tasks that lack any of the three are left out.
     """
     found = {}
-    for task, by_label in by_task.items():
-        if {label, _BASELINE, _RANDOM} <= by_label.keys():
-            zero = float(np.mean(by_label[_RANDOM]))
-            one = float(np.median(by_label[_BASELINE]))
-            found[task] = [(score - zero) / (one - zero) for score in by_label[label]]
+    for task, by_variant in by_task.items():
+        baseline = _baseline(by_variant)
+        if {variant, baseline, RANDOM} <= by_variant.keys():
+            zero = float(np.mean(by_variant[RANDOM]))
+            one = float(np.mean(by_variant[baseline]))
+            scores_of = by_variant[variant]
+            found[task] = [(score - zero) / (one - zero) for score in scores_of]
     return found
 
 
-def table(curves: list[Curve]) -> str:
-    """A Markdown table: median score (all seeds), median minutes, by label and task."""
-    by_task = scores(curves)
-    lines = [
-        "| | " + " | ".join(by_task) + " | median normalized score |",
-        "|---|" + "---|" * (len(by_task) + 1),
-    ]
-    for label in sorted({curve.label for curve in curves}):
-        cells = []
-        for task, by_label in by_task.items():
-            values = by_label.get(label, [])
-            seeds = ", ".join(f"{value:.0f}" for value in values)
-            several = f" ({seeds})" if len(values) > 1 else ""
-            minutes = [
-                curve.seconds[-1] / 60
-                for curve in curves
-                if (curve.task, curve.label) == (task, label) and len(curve.seconds)
-            ]
-            took = f", {np.median(minutes):.0f} min" if minutes else ""
-            cells.append(f"{np.median(values):.0f}{several}{took}" if values else "")
-        medians = [np.median(values) for values in normalized(by_task, label).values()]
-        cells.append(f"{np.median(medians):.2f}" if medians else "")
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+def _baseline(variants: Iterable[str]) -> str:
+    """The name of the baseline among variants; '' where it is not there."""
+    return next((name for name in variants if name.lower() == _BASELINE), "")
+
+
+def table(curves: list[Curve], variants: list[str]) -> str:
+    """A Markdown table: median score (all seeds), median minutes, by variant and task.
+
+    Variants have rows in the order given.
+    """
+    tasks = list(dict.fromkeys(curve.task for curve in curves))
+    lines = ["| | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
+    for variant in variants:
+        cells = [
+            _cell([c for c in curves if (c.task, c.variant) == (task, variant)])
+            for task in tasks
+        ]
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def draw(curves: list[Curve], path: Path) -> None:
-    """Writes the figure."""
+def _cell(curves: list[Curve]) -> str:
+    """Curves of one variant on one task, in the order of their seeds."""
+    if not curves:
+        return ""
+    values = [curve.score for curve in sorted(curves, key=lambda curve: curve.seed)]
+    seeds = ", ".join(f"{value:.0f}" for value in values)
+    parts = [f"{np.median(values):.0f}" + (f" ({seeds})" if values[1:] else "")]
+    if successes := [c.success for c in curves if c.success is not None]:
+        parts.append(f"success {np.mean(successes):.0%}")
+    if minutes := [c.seconds[-1] / 60 for c in curves if len(c.seconds)]:
+        parts.append(f"{np.median(minutes):.0f} min")
+    return ", ".join(parts)
+
+
+def aggregates(curves: list[Curve], variants: list[str]) -> str:
+    """A Markdown table of what normalized scores say together, with intervals.
+
+    Empty where no task has both random play and the baseline.
+    """
+    by_task = scores(curves)
+    baseline = normalized(by_task, _baseline(variants))
+    lines = [
+        "| | tasks | median | mean | interquartile mean | optimality gap | "
+        "probability of a better score than SAC |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for variant in variants:
+        found = normalized(by_task, variant)
+        if not found or variant == RANDOM:
+            continue
+        cells = [str(len(found))]
+        cells += [_estimate(statistic, found) for statistic in _AGGREGATES]
+        better = statistics.probability_of_improvement
+        cells.append(_estimate(better, found, baseline))
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n" if lines[2:] else ""
+
+
+def _estimate(statistic: Callable[..., float], *found: statistics.Scores) -> str:
+    low, high = statistics.interval(statistic, *found)
+    return f"{statistic(*found):.2f} ({low:.2f} to {high:.2f})"
+
+
+def draw(curves: list[Curve], variants: list[str], path: Path) -> None:
+    """Writes the figure; nothing where no curve has an evaluation."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
     tasks = sorted({curve.task for curve in curves if len(curve.env_steps)})
-    labels = sorted({curve.label for curve in curves if len(curve.env_steps)})
+    if not tasks:
+        return
     figure, axes = pyplot.subplots(
         len(tasks), 2, figsize=(11, 3.2 * len(tasks)), squeeze=False
     )
     for task, (by_steps, by_time) in zip(tasks, axes, strict=True):
-        for color, label in enumerate(labels):
-            runs = [c for c in curves if c.task == task and c.label == label]
+        for color, variant in enumerate(variants):
+            runs = [c for c in curves if c.task == task and c.variant == variant]
+            runs = [c for c in runs if len(c.env_steps)]
             if not runs:
                 continue
-            style: dict[str, Any] = dict(color=f"C{color}", label=label)
+            style: dict[str, Any] = dict(color=f"C{color}", label=variant)
             _band(by_steps, [(c.env_steps / 1e6, c.returns) for c in runs], style)
             _band(by_time, [(c.seconds / 60, c.returns) for c in runs], style)
         by_steps.set(title=task, xlabel="env steps, millions", ylabel="return")
@@ -174,15 +221,5 @@ def _band(axis, runs: list[tuple[np.ndarray, np.ndarray]], style: dict) -> None:
     values = np.stack([np.interp(grid, x, y) for x, y in runs])  # [seeds, 100]
     axis.plot(grid, values.mean(0), **style)
     if len(runs) > 1:
-        low, high = interval(values)
+        low, high = statistics.band(values)
         axis.fill_between(grid, low, high, color=style["color"], alpha=0.2, lw=0)
-
-
-def interval(values: np.ndarray) -> np.ndarray:
-    """95% bootstrap interval [2, T] of the mean over seeds of values [seeds, T]."""
-    from rliable import library
-
-    estimates = library.get_interval_estimates(
-        {"": values}, lambda sample: sample.mean(0), reps=_BOOTSTRAPS
-    )
-    return estimates[1][""]

@@ -1,0 +1,76 @@
+"""Makes an experiment: python -m iqmjx.experiment FILE --scale cpu.
+
+Runs that are there already are not made again, and one that was interrupted goes on:
+the same command, given again, comes to the same end. Then it writes the report.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from absl import flags
+
+from iqmjx.commands import cli, report
+from iqmjx.errors import UsageError
+from iqmjx.experiments import plan, runner
+from iqmjx.settings import refuse
+
+FLAGS = flags.FlagValues()
+_FILE = flags.DEFINE_string(
+    "file",
+    None,
+    "The experiment, such as launch/experiments/figure2.toml.",
+    flag_values=FLAGS,
+)
+_SCALE = flags.DEFINE_string(
+    "scale", "smoke", "How large: a name of the file's.", flag_values=FLAGS
+)
+_OUT = flags.DEFINE_string(
+    "out",
+    None,
+    "Where all goes (default: checkpoints/experiments/<file>-<scale>).",
+    flag_values=FLAGS,
+)
+_PARALLEL = flags.DEFINE_integer(
+    "parallel", 1, "Runs at a time, each on a share of the CPUs.", flag_values=FLAGS
+)
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Say what there is to do, and do nothing.", flag_values=FLAGS
+)
+
+
+def main() -> None:
+    """Runs the command."""
+    with cli.user_errors():
+        if _FILE.value is None:
+            raise UsageError("--file: name an experiment, such as figure2.toml")
+        path, most = Path(_FILE.value), len(runner.cpus())
+        if not 1 <= _PARALLEL.value <= most:
+            fix = f"give a number from 1 to {most}, the number of CPUs"
+            refuse("parallel", _PARALLEL.value, fix)
+        experiment = plan.load(path, _SCALE.value)
+    name = f"{path.stem}-{_SCALE.value}"
+    out = Path(_OUT.value or Path("checkpoints", "experiments", name))
+    if _DRY_RUN.value:
+        _tell(out, experiment)
+        return
+    with cli.run_errors():
+        runner.make_all(out, experiment.runs, _PARALLEL.value, _say)
+        written = report.write(out / "curves", out / "report", experiment)
+    print(written)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _tell(out: Path, experiment: plan.Experiment) -> None:
+    """Each run, where it goes, and what it costs."""
+    left = [run for run in experiment.runs if not runner.is_finished(out, run)]
+    for run in experiment.runs:
+        done = "there already" if run not in left else f"{run.env_steps:,} env steps"
+        print(f"{runner.curve_path(out, run)}: {done}")
+        if run in left and run.variant != plan.RANDOM:
+            print(f"    python -m iqmjx.train {' '.join(run.arguments)}")
+    steps = sum(run.env_steps for run in left)
+    print(f"{len(left)} of {len(experiment.runs)} runs to make, {steps:,} env steps")

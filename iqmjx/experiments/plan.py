@@ -1,0 +1,195 @@
+"""Experiments as data: the runs that a TOML file asks for.
+
+    title = "Figure 2: IQ and what it is held against"
+    tasks = ["hopper", "ant"]
+    random = true                          # uniform play too: the zero of scores
+
+    [variants]                             # what is compared: flags of iqmjx.train
+    IQ = "--algo iq"
+    SAC = "--algo sac"
+
+    [scales.cpu]                           # how large: --scale cpu
+    seeds = [0, 1, 2]
+    episodes = 10                          # of a run's score
+    flags = "--preset cpu --num_evals 21"  # of every run
+    tasks = { hopper = "--num_timesteps 1000000" }  # of a task's; not needed
+    variants = ["IQ"]                      # some of them; not needed
+
+Later flags win: the scale's, the task's, the variant's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from iqmjx import envs, presets
+from iqmjx.commands import cli
+from iqmjx.errors import UsageError
+from iqmjx.settings import LARGEST_INT
+
+RANDOM = "random"
+"""The variant that plays uniformly random actions, and is not trained."""
+_FILE = {"title": str, "tasks": list, "random": bool, "variants": dict, "scales": dict}
+_SCALE = {
+    "seeds": list,
+    "episodes": int,
+    "flags": str,
+    "tasks": dict,
+    "variants": list,
+}
+_OPTIONAL = ("random", "scales.tasks", "scales.variants", "scales.flags")
+_NOUNS = {
+    str: "a text",
+    list: "a list",
+    bool: "true or false",
+    dict: "a table",
+    int: "a whole number",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of an experiment.
+
+    Attributes:
+        task: its name.
+        variant: the name of what is compared.
+        seed: its seed.
+        arguments: flags of iqmjx.train, but for --logdir.
+        env_steps: how many it takes; 0 for RANDOM.
+        episodes: how many its score is over.
+    """
+
+    task: str
+    variant: str
+    seed: int
+    arguments: tuple[str, ...]
+    env_steps: int
+    episodes: int
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        variant = re.sub(r"[^a-z0-9.]+", "-", self.variant.lower()).strip("-")
+        return f"{self.task}-{variant}-seed{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A file's runs at one scale.
+
+    Attributes:
+        title: what the report is called.
+        variants: their names, in the file's order.
+        runs: seeds first vary last: what is half done compares all variants.
+    """
+
+    title: str
+    variants: tuple[str, ...]
+    runs: tuple[Run, ...]
+
+
+def load(path: Path, scale: str) -> Experiment:
+    """Reads an experiment, and checks the settings of every run.
+
+    Raises:
+        UsageError: naming the file, what is wrong in it, and the fix.
+    """
+    try:
+        content = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; give a .toml file") from error
+    except ValueError as error:  # UnicodeDecodeError and TOMLDecodeError
+        raise UsageError(f"{path}: cannot be read ({error})") from error
+    try:
+        return _experiment(content, scale)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def _experiment(content: dict[str, Any], scale: str) -> Experiment:
+    _check(content, _FILE, "")
+    if scale not in content["scales"]:
+        known = ", ".join(content["scales"])
+        raise UsageError(f"--scale {scale}: choose one of {known}")
+    chosen = content["scales"][scale]
+    if not isinstance(chosen, dict):
+        raise UsageError(f"scales.{scale}: give a table")
+    _check(chosen, _SCALE, "scales.")
+    variants = dict(content["variants"])
+    for name in chosen.get("variants", ()):
+        if name not in variants:
+            known = ", ".join(variants)
+            raise UsageError(f"scales.{scale}.variants {name}: choose from {known}")
+    names = tuple(chosen.get("variants", variants))
+    if content.get("random", False):
+        names = (*names, RANDOM)
+    runs = tuple(
+        _run(task, variant, seed, variants.get(variant, ""), chosen)
+        for seed in chosen["seeds"]
+        for task in content["tasks"]
+        for variant in names
+        if variant != RANDOM or seed == chosen["seeds"][0]
+    )
+    by_name = {run.name: run for run in runs}
+    if len(by_name) < len(runs):
+        raise UsageError("variants or seeds: two runs would have the same name")
+    return Experiment(content["title"], names, runs)
+
+
+def _check(table: dict[str, Any], kinds: dict[str, type], where: str) -> None:
+    """Raises UsageError where a table has other keys or kinds than it should."""
+    for name in table.keys() - kinds.keys():
+        raise UsageError(f"{where}{name}: it can have {', '.join(kinds)}")
+    for name, kind in kinds.items():
+        if name not in table and f"{where}{name}" in _OPTIONAL:
+            continue
+        if not isinstance(table.get(name), kind) or table[name] in ([], {}):
+            raise UsageError(f"{where}{name}: give {_NOUNS[kind]}")
+
+
+def _run(
+    task: Any, variant: str, seed: Any, own_flags: Any, scale: dict[str, Any]
+) -> Run:
+    if not (isinstance(seed, int) and 0 <= seed <= LARGEST_INT):
+        raise UsageError(f"seeds {seed}: give whole numbers from 0 to {LARGEST_INT}")
+    if scale["episodes"] < 1:
+        raise UsageError(f"episodes {scale['episodes']}: give at least 1")
+    try:
+        name = envs.resolve(str(task))
+    except UsageError as error:
+        raise UsageError(f"tasks {task}: {error}") from error
+    if envs.task_class(name) is None:
+        raise UsageError(f"tasks {task}: Gymnasium has none to play it in")
+    texts = scale.get("flags", ""), scale.get("tasks", {}).get(task, ""), own_flags
+    arguments = [part for text in texts for part in shlex.split(str(text))]
+    arguments = ["--env", name, "--seed", str(seed), *arguments]
+    try:
+        env_steps = _env_steps(arguments) if variant != RANDOM else 0
+    except UsageError as error:
+        raise UsageError(f"{variant} on {task}: {error}") from error
+    return Run(name, variant, seed, tuple(arguments), env_steps, scale["episodes"])
+
+
+def _env_steps(arguments: list[str]) -> int:
+    """How many env steps iqmjx.train takes with these flags."""
+    own = flags.FlagValues()
+    preset = cli.define_preset(own)
+    cli.define_config_flags(own)
+    try:
+        rest = own(["train", *arguments])
+    except flags.Error as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    if len(rest) > 1:
+        raise UsageError(f"unexpected argument {rest[1]!r}: give --name value")
+    config = presets.resolve(cli.given_settings(own), preset.value).config
+    if config.num_seeds > 1:
+        raise UsageError("--num_seeds: seeds are named in the file")
+    return config.total_env_steps

@@ -1,0 +1,163 @@
+"""Makes the runs of an experiment on this machine.
+
+    OUT/runs/<run>/         run folders, and <run>.log, what iqmjx.train printed
+    OUT/curves/<run>.jsonl  a run's curve, once it has its score
+
+A run that has its curve is not made again, and one that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iqmjx import envs, evaluation
+from iqmjx.errors import RunError
+from iqmjx.experiments import curves
+from iqmjx.experiments.plan import RANDOM, Run
+from iqmjx.run import gymnasium_play, metrics, run_folder
+
+_CAN_PIN = hasattr(os, "sched_setaffinity")  # not on macOS
+
+
+def cpus() -> list[int]:
+    """The CPUs that this process may run on."""
+    if _CAN_PIN:
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def curve_path(out: Path, run: Run) -> Path:
+    """Where a run's curve is, or will be."""
+    return out / "curves" / f"{run.name}.jsonl"
+
+
+def is_finished(out: Path, run: Run) -> bool:
+    """Whether a run has its curve."""
+    return curve_path(out, run).exists()
+
+
+def make_all(
+    out: Path, runs: Sequence[Run], parallel: int, say: Callable[[str], None]
+) -> None:
+    """Makes all runs that have no curve yet.
+
+    Args:
+        out: the experiment's folder.
+        runs: the runs.
+        parallel: how many at a time, each on a share of the CPUs: on few CPUs, two runs
+            on one each get further than one run on two after the other.
+        say: is told a line about each run.
+
+    Raises:
+        RunError: where a run fails; those under way end first, and no other begins.
+    """
+    shares = [set(cpus()[i::parallel]) for i in range(parallel)]
+    pool = ThreadPoolExecutor(parallel, initializer=_take_cpus, initargs=(shares,))
+
+    def begin(run: Run) -> None:
+        try:
+            make(out, run, say)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+    todo = [run for run in runs if not is_finished(out, run)]
+    with pool:
+        list(pool.map(begin, todo))  # raises what a run raised
+
+
+def make(out: Path, run: Run, say: Callable[[str], None]) -> None:
+    """Trains (or goes on), plays, and writes the curve of one run."""
+    for part in ("runs", "curves"):
+        (out / part).mkdir(parents=True, exist_ok=True)
+    rows = _random(run) if run.variant == RANDOM else _trained(out, run, say)
+    path = curve_path(out, run)
+    curves.write(path, rows)
+    say(f"{path}: {rows[-1]['score']:.1f}")
+
+
+def _take_cpus(shares: list[set[int]]) -> None:
+    """Keeps this thread, and the processes that it starts, on a share of its own."""
+    if _CAN_PIN:
+        os.sched_setaffinity(0, shares.pop())
+
+
+def _trained(out: Path, run: Run, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    folder, commit = out / "runs" / run.name, _commit()
+    log = folder.with_suffix(".log")
+    command = ["-m", "iqmjx.train", *run.arguments]
+    say(f"{folder}: trains; {log} tells how far it is")
+    with log.open("a") as file:
+        train = [sys.executable, *command, "--resume", "--logdir", str(folder)]
+        code = subprocess.run(train, stdout=file, stderr=subprocess.STDOUT).returncode
+    if code:
+        last = log.read_text().strip().splitlines()[-1:]
+        raise RunError(f"{folder}: {' '.join(last)} (exit code {code}; see {log})")
+    saved, rows = run_folder.load(folder), metrics.read(folder)
+    if not rows or rows[-1]["env_steps"] < saved.config.total_env_steps:
+        raise RunError(f"{folder}: stopped early; the same command goes on with it")
+    report = _play(folder, run)
+    head = {
+        "task": run.task,
+        "variant": run.variant,
+        "seed": run.seed,
+        "command": " ".join(["python", *command]),
+        "commit": commit,
+        "preset": saved.preset,
+        "config": saved.config.flat(),
+        "cpus": len(cpus()),
+        "versions": json.loads((folder / "config.json").read_text())["versions"],
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    end = curves.end(np.array(report["returns"], float), report.get("success"))
+    return [head, *curves.evaluations(rows), end]
+
+
+def _play(folder: Path, run: Run) -> dict[str, Any]:
+    """What iqmjx.evaluate says of a run's policy in Gymnasium."""
+    play = ["-m", "iqmjx.evaluate", "--checkpoint", str(folder), "--json"]
+    play += ["--sim", "gymnasium", "--episodes", str(run.episodes)]
+    done = subprocess.run([sys.executable, *play], capture_output=True, text=True)
+    if done.returncode:
+        raise RunError(f"{folder}: {done.stderr.strip() or done.returncode}")
+    return json.loads(done.stdout)
+
+
+def _random(run: Run) -> list[dict[str, Any]]:
+    """Uniform play in Gymnasium's environment."""
+    env = gymnasium_play.make(envs.REGISTRY[run.task])
+    env.action_space.seed(run.seed)
+    episodes = gymnasium_play.play_episodes(
+        env, lambda *_: env.action_space.sample(), run.episodes, run.seed
+    )
+    env.close()
+    head = {"task": run.task, "variant": run.variant, "seed": run.seed}
+    valid, told = np.asarray(episodes.valid), episodes.succeeded
+    success = None
+    if told is not None:
+        success = evaluation.over(np.mean, np.asarray(told)[valid])
+    return [head, curves.end(np.where(valid, episodes.returns, np.nan), success)]
+
+
+def _commit() -> str | None:
+    """The checkout's commit, marked where files differ; None outside a checkout."""
+    if shutil.which("git") is None:
+        return None
+    said = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    return said.stdout.strip() or None
