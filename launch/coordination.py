@@ -4,7 +4,7 @@
 
 The reward is 1 near (-0.4, -0.4) and near (0.4, 0.4), and nothing elsewhere. IQ learns
 it from uniform actions with each policy class; the table and the figure
-(launch/results/coordination.*) hold what each learns against what it could at best:
+(of our run: launch/results/coordination.*) hold what each learns, and could at best:
 
 - The soft-optimal policy is softmax(r / temperature). The autoregressive policy and the
   flow can be it, up to their bins and splines.
@@ -212,6 +212,6 @@ def _quadratic(points: np.ndarray) -> np.ndarray:
 
 if __name__ == "__main__":  # as a library it defines no flags
     flags.DEFINE_string(
-        "out", "launch/results/coordination", "Table and figure, without their endings."
+        "out", "checkpoints/coordination", "Table and figure, without their endings."
     )
     cli.run(main)

@@ -25,7 +25,7 @@ _STEPS = flags.DEFINE_integer("num_timesteps", 3_000_000, "Env steps.")
 _RATE = flags.DEFINE_float("learning_rate", 3e-4, "Adam's step size (sbx's: 3e-4).")
 _EVALS = flags.DEFINE_integer("num_evals", 10, "Evaluations, the last at the end.")
 _NAME = flags.DEFINE_string("name", "", "What to call a run with another setting.")
-_OUT = flags.DEFINE_string("out", "launch/results/curves", "Where curves go.")
+_OUT = flags.DEFINE_string("out", "checkpoints/sbx/curves", "Where curves go.")
 _EPISODES = 10
 
 

@@ -293,7 +293,7 @@ def test_settings_hold_to_ranges_that_depend_on_each_other():
         ({"discounting": 1.01}, "--discounting"),
         ({"num_bins": 200}, "--num_bins 200: give a whole number from 2 to 127"),
         ({"softmax": "both"}, "--softmax both: choose one of raw, scaled, shared"),
-        ({"hidden_sizes": ()}, "--hidden_sizes : give 1 to 64 widths, such as 256"),
+        ({"hidden_sizes": ()}, "--hidden_sizes '': give 1 to 64 widths, such as 256"),
         ({"hidden_sizes": (16, 0)}, "--hidden_sizes 16,0: .*at least 2"),
         ({"num_bins": 5, "algo": "sac"}, "--num_bins 5: --algo sac does not have it;"),
         ({"entropy": 1}, "--entropy 1: --algo iq does not have it; .*temperature"),

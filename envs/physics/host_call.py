@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 _TARGET = "iqmjx_host_call"
 _MAJOR_VERSION = 0
@@ -37,7 +38,7 @@ def register(number: int, function: Callable[..., Any]) -> None:
     _functions[number] = function
 
 
-def call(number: int, outputs: Any, *inputs: jax.Array) -> Any:
+def call(number: int, outputs: Any, *inputs: ArrayLike) -> Any:
     """Calls a registered function in a program; under vmap once, with all of a batch.
 
     Args:
