@@ -1,12 +1,13 @@
+import html.parser
 import json
-import re
 
 import numpy as np
 import pytest
 
-from iqmjx.commands import report
+from iqmjx.commands import report as command
 from iqmjx.errors import UsageError
 from iqmjx.experiments import curves as curve_files
+from iqmjx.experiments import report
 from iqmjx.experiments.plan import RANDOM, Experiment, Run
 
 ORDER = ["IQ", "SAC", "plain", RANDOM]
@@ -53,28 +54,39 @@ def test_normalized_scores(folder):
 
 
 def test_tables(folder):
-    lines = report.table(load(folder), ORDER).splitlines()
-    assert lines[0] == "| | ant | hopper |"
+    rows = report.scores_table(load(folder), ORDER)
     # Seeds 0, 1, 2 took 4, 5, 6 minutes.
-    iq = "300 (300, 100, 500), 5 min | 3000 (3000, 1000, 5000), 5 min"
-    assert lines[2] == f"| IQ | {iq} |"
-    assert lines[4:] == ["| plain | 250, 4 min |  |", "| random | 100 | 1000 |"]
-    lines = report.aggregates(load(folder), ORDER).splitlines()
-    numbers = [re.findall(r"\| (\S+)", line) for line in lines[2:]]
+    assert rows == [
+        ["", "ant", "hopper"],
+        ["IQ", "300\n300, 100, 500\n5 min", "3,000\n3,000, 1,000, 5,000\n5 min"],
+        ["SAC", "400\n500, 300, 400\n5 min", "4,000\n5,000, 3,000, 4,000\n5 min"],
+        ["plain", "250\n4 min", ""],
+        ["random", "100", "1,000"],
+    ]
+    found = report.estimates(load(folder), ORDER)
+    rows = report.estimates_table(found)
+    assert rows[0][1:] == [*report._AGGREGATES, "better than SAC"]
+    numbers = [[cell.split("\n")[0] for cell in row] for row in rows[1:]]
     # IQ: 0, 2/3 and 4/3 twice; the middle half is 0, 2/3, 2/3, 4/3 of 6 less one at
     # each end. It is below 1 by 1, 1/3 and 0; above SAC's 2/3, 1, 4/3 in 0 + .5 + 0,
     # 1 + 1 + .5 of 9 pairs.
-    assert numbers[0] == ["IQ", "2", "0.67", "0.67", "0.67", "0.44", "0.33"]
-    assert numbers[1] == ["SAC", "2", "1.00", "1.00", "1.00", "0.11", "0.50"]
-    assert numbers[2][:3] == ["plain", "1", "0.50"] and len(numbers) == 3
-    low, high = map(float, re.search(r"0\.67 \((\S+) to (\S+)\)", lines[2]).groups())
+    assert numbers == [
+        ["IQ", "0.67", "0.67", "0.67", "0.44", "0.33"],
+        ["SAC", "1.00", "1.00", "1.00", "0.11", "0.50"],
+        ["plain", "0.50", "0.50", "0.50", "0.50", "0.00"],
+    ]
+    _, low, high = found["mean"]["IQ"]
     assert 0 < low < 0.5 and 0.9 < high < 4 / 3
+    assert rows[3][1:5] == ["0.50\none seed"] * 4
 
 
 def test_success_is_told_where_there_is_such_a_thing(tmp_path):
     write(tmp_path, "door", "IQ", 0, 10.0, success=0.25)
     write(tmp_path, "door", "IQ", 1, 20.0, success=0.75)
-    assert "15 (10, 20), success 50%" in report.table(load(tmp_path), ["IQ"])
+    assert report.scores_table(load(tmp_path), ["IQ"])[1] == [
+        "IQ",
+        "15\n10, 20\nsuccess 50%\n4 min",
+    ]
 
 
 def test_what_no_episode_was_left_for_is_nan(tmp_path):
@@ -84,9 +96,24 @@ def test_what_no_episode_was_left_for_is_nan(tmp_path):
     path.write_text(path.read_text().replace('"return": 100.0', '"return": null'))
     [curve] = load(tmp_path)
     np.testing.assert_array_equal(curve.returns, [0, np.nan, 200, 300, 400])
-    assert np.isnan(curve.score) and "| IQ | nan, 4 min |" in report.table(
-        [curve], ["IQ"]
-    )
+    assert np.isnan(curve.score)
+    assert report.scores_table([curve], ["IQ"])[1] == ["IQ", "nan\n4 min"]
+
+
+class Page(html.parser.HTMLParser):
+    """What a page has."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links, self.words = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.words.append(data)
 
 
 def test_a_report_of_what_there_is_says_what_is_missing_and_what_is_damaged(
@@ -100,23 +127,51 @@ def test_a_report_of_what_there_is_says_what_is_missing_and_what_is_damaged(
         for variant in ("SAC", "IQ")
         for seed in (0, 7)
     )
-    experiment = Experiment("Of ants", ("SAC", "IQ"), runs)
-    text = report.write(folder, folder.parent / "report", experiment)
-    written = (folder.parent / "report.md").read_text()
-    assert written.startswith("# Of ants\n") and written in text
-    assert "Not there yet: ant-sac-seed7, ant-iq-seed7." in written
-    assert written.index("| SAC |") < written.index("| IQ |")
-    assert (folder.parent / "report.png").read_bytes()[:4] == b"\x89PNG"
-    told = capsys.readouterr().err.splitlines()
+    experiment = Experiment("Of <ants>", ("SAC", "IQ"), runs)
+    written = report.write(folder, folder.parent / "report", experiment)
+    text = (folder.parent / "report.md").read_text()
+    assert text.startswith("# Of <ants>\n") and text == written.text
+    assert "Not there yet: ant-sac-seed7, ant-iq-seed7." in text
+    assert text.index("| SAC |") < text.index("| IQ |")
     names = ("ant-list-seed0", "ant-other-seed0", "ant-plain-seed0")
-    assert len(told) == 3 and all(map(lambda n, t: n in t, names, told))
-    assert all(line.endswith("left out") for line in told)
+    assert len(written.problems) == 3
+    for name, problem in zip(names, written.problems, strict=True):
+        assert name in problem and problem in text
+    assert all(path.exists() for path in written.files) and len(written.files) == 8
+    command.tell(written)
+    assert capsys.readouterr().err.count("left out\n") == 3
+
+
+def test_the_page_holds_all_of_it_and_needs_no_other_file(folder):
+    report.write(folder, folder.parent / "report")
+    page = Page((folder.parent / "report.html").read_text())
+    assert page.tags.count("svg") == 3 and page.tags.count("table") == 2
+    assert all(link.startswith("#") for link in page.links)
+    assert not {"img", "script", "link", "iframe"} & set(page.tags)
+    for word in ("300, 100, 500", "better than SAC", "IQ"):
+        assert word in page.words
+
+
+def test_the_same_curves_give_the_same_report(folder):
+    """To the byte, so that two of them can be compared."""
+    whole = []
+    for _ in range(2):
+        files = report.write(folder, folder.parent / "report").files
+        whole.append([path.read_bytes() for path in files])
+    assert whole[0] == whole[1]
 
 
 def test_curves_of_random_play_alone_make_a_table_and_no_figure(tmp_path):
     write(tmp_path, "ant", RANDOM, 0, 100.0)
-    assert "| random | 100 |" in report.write(tmp_path, tmp_path / "report")
-    assert not (tmp_path / "report.png").exists()
+    written = report.write(tmp_path, tmp_path / "report")
+    assert "| random | 100 |" in written.text
+    assert [path.suffix for path in written.files] == [".md", ".html"]
+
+
+def test_a_baseline_that_is_no_better_than_chance_normalizes_nothing(tmp_path):
+    for variant in (RANDOM, "SAC", "IQ"):
+        write(tmp_path, "ant", variant, 0, 100.0)
+    assert not report.estimates(load(tmp_path), ORDER)
 
 
 def test_files_from_before_there_were_experiments_are_read(tmp_path):

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from absl import flags
 
-from iqmjx.commands import cli, report
+from iqmjx.commands import cli
+from iqmjx.commands.report import tell
 from iqmjx.errors import UsageError
-from iqmjx.experiments import plan, runner
+from iqmjx.experiments import plan, report, runner
 from iqmjx.settings import refuse
 
 FLAGS = flags.FlagValues()
@@ -52,19 +53,18 @@ def main() -> None:
     name = f"{path.stem}-{_SCALE.value}"
     out = Path(_OUT.value or Path("checkpoints", "experiments", name))
     if _DRY_RUN.value:
-        _tell(out, experiment)
+        _say_what_is_left(out, experiment)
         return
     with cli.run_errors():
         runner.make_all(out, experiment.runs, _PARALLEL.value, _say)
-        written = report.write(out / "curves", out / "report", experiment)
-    print(written)
+    tell(report.write(out / "curves", out / "report", experiment))
 
 
 def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _tell(out: Path, experiment: plan.Experiment) -> None:
+def _say_what_is_left(out: Path, experiment: plan.Experiment) -> None:
     """Each run, where it goes, and what it costs."""
     left = [run for run in experiment.runs if not runner.is_finished(out, run)]
     for run in experiment.runs:
