@@ -3,8 +3,8 @@
 from iqmjx.run import signals, terminal
 
 if __name__ == "__main__":
-    signals.listen()  # before imports that take seconds
+    stop = signals.listen(idle_exit=0)  # before imports that take seconds
     terminal.keep_going()
     from iqmjx.commands import cli, experiment
 
-    cli.run(experiment.main, experiment.FLAGS, named_by_place="file")
+    cli.run(lambda: experiment.main(stop), experiment.FLAGS, "file")

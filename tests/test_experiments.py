@@ -183,6 +183,32 @@ def test_an_experiment_that_was_killed_goes_on_and_ends_as_if_it_was_not(tiny):
     ]
 
 
+@pytest.mark.slow
+def test_a_command_that_is_stopped_saves_its_runs_and_can_be_given_again(tiny):
+    tiny.write_text(
+        TINY.replace("--num_timesteps 512", "--num_timesteps 100000000").replace(
+            '["hopper", "Ant-v5"]', '["hopper"]'
+        )
+    )
+    run = tiny.parent / "out/runs/hopper-iq-seed1"
+    for _ in range(2):
+        before = rows_of(run)
+        begun = subprocess.Popen(command(tiny), stdout=subprocess.PIPE, text=True)
+        while rows_of(run) < before + 5:
+            time.sleep(0.1)
+        begun.send_signal(signal.SIGTERM)
+        output, _ = begun.communicate(timeout=60)
+        assert begun.returncode == 0 and output.endswith("same command goes on\n")
+    said = run.with_suffix(".log").read_text()
+    assert said.count("state saved") == 2 and said.count("resuming at ") == 1
+    assert not (tiny.parent / "out/curves/hopper-iq-seed1.jsonl").exists()
+
+
+def rows_of(run):
+    path = run / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
 def test_a_run_that_fails_ends_the_command_with_what_it_said(tiny):
     out = tiny.parent / "out"
     folder = out / "runs/hopper-iq-seed1"
@@ -198,6 +224,7 @@ def test_bad_flags_are_named(tiny):
     for flags, words in (
         (["--parallel", "4096"], "--parallel 4096: give a number from 1 to"),
         (["more"], "unexpected argument"),
+        (["--slurm", "--slurm_options", "fast"], "--slurm_options fast: give NAME"),
     ):
         asked = make(tiny, *flags)
         assert asked.returncode == 2 and words in asked.stderr

@@ -1,8 +1,11 @@
-"""launch/slurm.sh on a Slurm cluster of one node, which the tests bring up."""
+"""On a Slurm cluster of one node, which the tests bring up: runs and experiments."""
 
+import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -143,3 +146,81 @@ def test_a_run_that_fails_is_not_queued_again(slurm, tmp_path):
     job = Job(tmp_path, num_timesteps=-1, tasks=1)
     job.wait_until(lambda: job["JobState"] == "FAILED")
     assert job["ExitCode"] == "2:0" and job["Restarts"] == "0"
+
+
+EXPERIMENT = """
+title = "Four runs"
+tasks = ["hopper"]
+
+[variants]
+"IQ" = ""
+
+[scales.small]
+seeds = [0, 1, 2, 3]
+episodes = 2
+flags = '''--num_timesteps=60000 {settings}'''
+"""
+
+
+def curves_of(out):
+    """What an experiment's curves say, but for times and places."""
+    found = {}
+    for path in sorted((out / "curves").iterdir()):
+        _, *rows, end = map(json.loads, path.read_text().splitlines())
+        found[path.name] = [row["return"] for row in rows], end
+    return found
+
+
+def test_an_experiment_s_array_survives_preemption_and_ends_as_the_pool_does(
+    slurm, tmp_path
+):
+    settings = [s for s in test_cli.SETTINGS if "--env" not in s]
+    settings = " ".join(s for s in settings if "num_timesteps" not in s)
+    file = tmp_path / "four.toml"
+    file.write_text(EXPERIMENT.format(settings=settings))
+    make = [sys.executable, "-m", "iqmjx.experiment", file, "--scale", "small", "--out"]
+    there = tmp_path / "there"
+    options = "--slurm_options=slurm_partition=low,slurm_time=10,slurm_mem=0"
+    on_slurm = [*make, there, "--slurm", "--parallel", "4", options]
+    begun = subprocess.Popen(on_slurm, stdout=subprocess.PIPE, text=True)
+    logs = [there / f"runs/hopper-iq-seed{seed}.log" for seed in range(4)]
+
+    def said(words):
+        return sum(log.read_text().count(words) for log in logs if log.exists())
+
+    assert wait_until(lambda: said("env steps/s") >= 8)
+    with begun:
+        begun.kill()  # its jobs stay; the same command waits for them
+    begun = subprocess.Popen(on_slurm, stdout=subprocess.PIPE, text=True)
+    # What submitit is told ahead of a time limit.
+    ours = slurm_command("squeue", "--noheader", "--array", "--format=%i").split()
+    slurm_command("scancel", "--signal=USR2", ours[0])
+    assert wait_until(lambda: said("resuming at ") == 1)
+    again = next(log for log in logs if "resuming at " in log.read_text())
+    assert wait_until(lambda: "env steps/s" in again.read_text().split("resuming")[1])
+    slurm_command("scontrol", "update", "PartitionName=low", "GraceTime=30")
+    more = ["--partition=high", "--ntasks=1", "--output=/dev/null", "--wrap=sleep 1"]
+    slurm_command("sbatch", *more)
+    assert wait_until(lambda: said("resuming at ") == 2)
+    output, _ = begun.communicate(timeout=900)
+    assert begun.returncode == 0, output
+    assert said("state saved") == 2 and said("done; ") == 4
+    assert not said("resuming at 0 ") and "jobs submitted" not in output
+    here = tmp_path / "here"
+    subprocess.run([*make, here, "--parallel", "2"], check=True)
+    assert curves_of(there) == curves_of(here) and len(curves_of(here)) == 4
+    tables = [(out / "report.md").read_text() for out in (there, here)]
+    without_minutes = [re.sub(r"; \d+ min", "", table) for table in tables]
+    assert without_minutes[0] == without_minutes[1]
+
+
+def test_slurm_options_that_are_none_are_told(slurm, tmp_path):
+    file = tmp_path / "four.toml"
+    file.write_text(EXPERIMENT.format(settings=""))
+    make = [sys.executable, "-m", "iqmjx.experiment", file, "--scale", "small"]
+    make += ["--out", tmp_path, "--slurm"]
+    for options, words in (("fast", "NAME=VALUE"), ("speed=2", "speed")):
+        done = subprocess.run(
+            [*make, f"--slurm_options={options}"], capture_output=True, text=True
+        )
+        assert done.returncode == 2 and words in done.stderr

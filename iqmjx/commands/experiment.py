@@ -13,8 +13,9 @@ from absl import flags
 from iqmjx.commands import cli
 from iqmjx.commands.report import tell
 from iqmjx.errors import UsageError
-from iqmjx.experiments import plan, report, runner
-from iqmjx.settings import refuse
+from iqmjx.experiments import cluster, plan, report, runner
+from iqmjx.run.signals import Stop
+from iqmjx.settings import LARGEST_INT, refuse
 
 FLAGS = flags.FlagValues()
 _FILE = flags.DEFINE_string(
@@ -35,29 +36,51 @@ _OUT = flags.DEFINE_string(
 _PARALLEL = flags.DEFINE_integer(
     "parallel", 1, "Runs at a time, each on a share of the CPUs.", flag_values=FLAGS
 )
+_SLURM = flags.DEFINE_bool(
+    "slurm",
+    False,
+    "Make the runs on a Slurm cluster: a job array of which --parallel run at a time.",
+    flag_values=FLAGS,
+)
+_SLURM_OPTIONS = flags.DEFINE_list(
+    "slurm_options",
+    [],
+    "Of submitit: slurm_partition=low,timeout_min=600,gpus_per_node=1.",
+    flag_values=FLAGS,
+)
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Say what there is to do, and do nothing.", flag_values=FLAGS
 )
 
 
-def main() -> None:
-    """Runs the command."""
+def main(stop: Stop | None = None) -> None:
+    """Runs the command.
+
+    Args:
+        stop: what the process's signals ask for.
+    """
     with cli.user_errors():
         if _FILE.value is None:
             raise UsageError("--file: name an experiment, such as figure2.toml")
         path, most = Path(_FILE.value), len(runner.cpus())
-        if not 1 <= _PARALLEL.value <= most:
+        if not 1 <= _PARALLEL.value <= (LARGEST_INT if _SLURM.value else most):
             fix = f"give a number from 1 to {most}, the number of CPUs"
             refuse("parallel", _PARALLEL.value, fix)
+        options = cluster.parse_options(_SLURM_OPTIONS.value)
         experiment = plan.load(path, _SCALE.value)
     name = f"{path.stem}-{_SCALE.value}"
     out = Path(_OUT.value or Path("checkpoints", "experiments", name))
     if _DRY_RUN.value:
         _say_what_is_left(out, experiment)
         return
-    with cli.run_errors():
-        runner.make_all(out, experiment.runs, _PARALLEL.value, _say)
-    tell(report.write(out / "curves", out / "report", experiment))
+    runs, parallel = experiment.runs, _PARALLEL.value
+    with cli.user_errors(), cli.run_errors():
+        if _SLURM.value:
+            cluster.make_all(out, runs, parallel, options, _say)
+        elif not runner.make_all(out, runs, parallel, _say, stop or Stop()):
+            print("stopped; the same command goes on")
+            return
+        tell(report.write(out / "curves", out / "report", experiment))
 
 
 def _say(line: str) -> None:

@@ -8,16 +8,18 @@ A run that has its curve is not made again, and one that was interrupted goes on
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -26,8 +28,15 @@ from iqmjx.errors import RunError
 from iqmjx.experiments import curves
 from iqmjx.experiments.plan import RANDOM, Run
 from iqmjx.run import gymnasium_play, metrics, run_folder
+from iqmjx.run.signals import Stop
 
+_POLL_SECONDS = 0.2
+_under_way: set[subprocess.Popen[bytes]] = set()
 _CAN_PIN = hasattr(os, "sched_setaffinity")  # not on macOS
+
+
+class StoppedError(RunError):
+    """A run was asked to stop, and saved its state."""
 
 
 def cpus() -> list[int]:
@@ -48,8 +57,12 @@ def is_finished(out: Path, run: Run) -> bool:
 
 
 def make_all(
-    out: Path, runs: Sequence[Run], parallel: int, say: Callable[[str], None]
-) -> None:
+    out: Path,
+    runs: Sequence[Run],
+    parallel: int,
+    say: Callable[[str], None],
+    asked: Stop,
+) -> bool:
     """Makes all runs that have no curve yet.
 
     Args:
@@ -58,6 +71,10 @@ def make_all(
         parallel: how many at a time, each on a share of the CPUs: on few CPUs, two runs
             on one each get further than one run on two after the other.
         say: is told a line about each run.
+        asked: what may ask to stop; the trainings under way are saved then.
+
+    Returns:
+        Whether all are made; False after a stop.
 
     Raises:
         RunError: where a run fails; those under way end first, and no other begins.
@@ -66,19 +83,34 @@ def make_all(
     pool = ThreadPoolExecutor(parallel, initializer=_take_cpus, initargs=(shares,))
 
     def begin(run: Run) -> None:
-        try:
+        if not asked.requested:
             make(out, run, say)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
     todo = [run for run in runs if not is_finished(out, run)]
-    with pool:
-        list(pool.map(begin, todo))  # raises what a run raised
+    with pool, asked.deferred(lambda _: say("stopping: the runs are saved ...")):
+        futures = [pool.submit(begin, run) for run in todo]
+        while not all(future.done() for future in futures):
+            failed = [f for f in futures if f.done() and not f.cancelled()]
+            if asked.requested or any(future.exception() for future in failed):
+                pool.shutdown(wait=False, cancel_futures=True)
+            if asked.requested:
+                stop()
+            wait(futures, timeout=_POLL_SECONDS, return_when=FIRST_EXCEPTION)
+    if asked.requested:
+        return False
+    for future in futures:
+        if not future.cancelled():
+            future.result()  # raises what the run raised
+    return True
 
 
 def make(out: Path, run: Run, say: Callable[[str], None]) -> None:
-    """Trains (or goes on), plays, and writes the curve of one run."""
+    """Trains (or goes on), plays, and writes the curve of one run.
+
+    Raises:
+        StoppedError: where the training was asked to stop.
+        RunError: where it fails, or the policy cannot be played.
+    """
     for part in ("runs", "curves"):
         (out / part).mkdir(parents=True, exist_ok=True)
     rows = _random(run) if run.variant == RANDOM else _trained(out, run, say)
@@ -99,14 +131,13 @@ def _trained(out: Path, run: Run, say: Callable[[str], None]) -> list[dict[str, 
     command = ["-m", "iqmjx.train", *run.arguments]
     say(f"{folder}: trains; {log} tells how far it is")
     with log.open("a") as file:
-        train = [sys.executable, *command, "--resume", "--logdir", str(folder)]
-        code = subprocess.run(train, stdout=file, stderr=subprocess.STDOUT).returncode
+        code = _train([*command, "--resume", "--logdir", str(folder)], file)
     if code:
         last = log.read_text().strip().splitlines()[-1:]
         raise RunError(f"{folder}: {' '.join(last)} (exit code {code}; see {log})")
     saved, rows = run_folder.load(folder), metrics.read(folder)
     if not rows or rows[-1]["env_steps"] < saved.config.total_env_steps:
-        raise RunError(f"{folder}: stopped early; the same command goes on with it")
+        raise StoppedError(f"{folder}: stopped early; the same command goes on with it")
     report = _play(folder, run)
     head = {
         "task": run.task,
@@ -122,6 +153,43 @@ def _trained(out: Path, run: Run, say: Callable[[str], None]) -> list[dict[str, 
     }
     end = curves.end(np.array(report["returns"], float), report.get("success"))
     return [head, *curves.evaluations(rows), end]
+
+
+def stop() -> None:
+    """Lets the trainings under way save their state and end; waits for them.
+
+    In a signal's handler, too: it waits without the lock of `Popen`, which the
+    interrupted thread may hold.
+    """
+    ended = os.WEXITED | os.WNOWAIT | os.WNOHANG
+    for process in (processes := [*_under_way]):
+        process.terminate()
+    for process in processes:
+        with contextlib.suppress(ChildProcessError):  # the other thread has seen it end
+            while os.waitid(os.P_PID, process.pid, ended) is None:
+                time.sleep(_POLL_SECONDS)
+
+
+def _train(arguments: list[str], log: IO[str]) -> int:
+    """Runs iqmjx.train; its exit code.
+
+    The signal by which Slurm announces the end of a job goes to all of its processes,
+    and would end this one unsaved: it is blocked, and `stop` sends the right one.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    try:
+        process = subprocess.Popen(
+            [sys.executable, *arguments], stdout=log, stderr=subprocess.STDOUT
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    _under_way.add(process)
+    try:
+        while process.poll() is None:
+            time.sleep(_POLL_SECONDS)
+        return process.returncode
+    finally:
+        _under_way.discard(process)
 
 
 def _play(folder: Path, run: Run) -> dict[str, Any]:
