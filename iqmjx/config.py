@@ -126,6 +126,13 @@ class Config:
         True, "Normalize observations by their running mean and variance."
     )
 
+    normalize_rewards: bool = setting(
+        False,
+        "Divide rewards by the size of their running discounted sum, so that settings "
+        "in units of reward fit every task.",
+        before=False,
+    )
+
     num_evals: int = setting(
         10,
         "Evaluations, the first before training and the last at its end; 0 for none.",

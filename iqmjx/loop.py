@@ -23,7 +23,7 @@ from iqmjx.config import Config
 from iqmjx.envs import vector
 from iqmjx.envs.vector import VectorState
 from iqmjx.errors import UsageError
-from iqmjx.normalize import Normalizer
+from iqmjx.normalize import Normalizer, ReturnStatistics
 from iqmjx.parallel import BY_SEED, BY_SHARD, SAME, Layout, Shards
 from iqmjx.replay import ReplayState, Transition
 from iqmjx.settings import refuse
@@ -58,6 +58,10 @@ class TrainState:
 
     learner: Any  # [S, ...] the agent's own
     normalizer: Normalizer  # [S, ...]
+    returns: Float[Array, "S G N"] | None  # running discounted sums of rewards
+    return_statistics: (
+        ReturnStatistics | None
+    )  # [S, ...] of them, if rewards are scaled
     replay: ReplayState  # [S, G, C/G, ...]
     envs: VectorState  # [S, G, N/G, ...]
     noise: Key[Array, "S G N"] | None  # what a world's actions are drawn with, if held
@@ -68,8 +72,20 @@ class TrainState:
 def _specs() -> TrainState:
     seed, shard, same = cast(tuple[Any, Any, Any], (BY_SEED, BY_SHARD, SAME))
     ring = ReplayState(data=shard, insert_index=same, size=same)
-    return TrainState(seed, seed, ring, envs=shard, noise=shard, key=seed, steps=same)
+    return TrainState(
+        learner=seed,
+        normalizer=seed,
+        returns=shard,
+        return_statistics=seed,
+        replay=ring,
+        envs=shard,
+        noise=shard,
+        key=seed,
+        steps=same,
+    )
 
+
+_STATISTICS = BY_SEED, BY_SEED, BY_SEED, BY_SHARD
 
 SPECS = _specs()
 """Which leading axes each part of a TrainState has."""
@@ -155,18 +171,34 @@ def init(setup: Setup) -> TrainState:
         if config.noise_hold_steps > 1:
             noise_key, key = jax.random.split(key)
             noise = _key_of_each(setup, setup.shards.own_key(noise_key))
-        normalizer = normalize.init(setup.env.observation_size)
-        return agent.init(learner_key), normalizer, worlds, noise, key
+        statistics = normalize.init(setup.env.observation_size), None
+        returns = None
+        if config.normalize_rewards:
+            statistics = statistics[0], normalize.init_returns()
+            returns = jnp.zeros(setup.worlds_per_shard)
+        return agent.init(learner_key), statistics, returns, worlds, noise, key
 
     def on_device(key):
         begin_all = setup.layout.over_all(
-            begin, (BY_SEED,), (BY_SEED, BY_SEED, BY_SHARD, BY_SHARD, BY_SEED)
+            begin,
+            (BY_SEED,),
+            (BY_SEED, BY_SEED, BY_SHARD, BY_SHARD, BY_SHARD, BY_SEED),
         )
-        learner, normalizer, worlds, noise, key = begin_all(key)
+        learner, statistics, returns, worlds, noise, key = begin_all(key)
         capacity = config.max_replay_size // setup.shards.count
         ring = replay.init(_example(setup, worlds.steps.shape[:2]), capacity)
         steps = jnp.zeros((), jnp.int32)
-        return TrainState(learner, normalizer, ring, worlds, noise, key, steps)
+        return TrainState(
+            learner,
+            *statistics[:1],
+            returns,
+            statistics[1],
+            ring,
+            worlds,
+            noise,
+            key,
+            steps,
+        )
 
     return setup.layout.on_devices(on_device, (BY_SEED,), SPECS)(
         jax.vmap(_first_key)(seeds)
@@ -261,7 +293,7 @@ def _interact(
     each world, and one key.
     """
 
-    def step(learner, normalizer, worlds, held, bank, key):
+    def step(learner, normalizer, statistics, returns, worlds, held, bank, key):
         key, noise_key, env_key = jax.random.split(setup.shards.own_key(key), 3)
         noise = _noise(setup, state.steps, held, noise_key)
         acts = actor(setup, learner, normalizer)
@@ -271,18 +303,37 @@ def _interact(
             setup.env, worlds, control, bank, env_key, setup.config.episode_length
         )
         normalizer = normalize.update(normalizer, worlds.obs, setup.shards)
+        if returns is not None:
+            returns = outcome.reward + setup.config.algorithm.discounting * returns
+            statistics = normalize.update_returns(statistics, returns, setup.shards)
+            ended = outcome.terminated | outcome.truncated
+            returns = jnp.where(ended, 0.0, returns)
         transition = _transition(worlds.obs, action, outcome)
         held = None if held is None else noise
-        return stepped, held, normalizer, transition, _step_metrics(control, outcome)
+        metrics = _step_metrics(control, outcome)
+        return normalizer, statistics, returns, stepped, held, transition, metrics
 
-    worlds, noise, normalizer, transition, metrics = setup.layout.over_all(
-        step,
-        (BY_SEED, BY_SEED, BY_SHARD, BY_SHARD, BY_SHARD, BY_SEED),
-        (BY_SHARD, BY_SHARD, BY_SEED, BY_SHARD, BY_SHARD),
-    )(state.learner, state.normalizer, state.envs, state.noise, bank, key)
+    normalizer, statistics, returns, worlds, noise, transition, metrics = (
+        setup.layout.over_all(
+            step,
+            (*_STATISTICS, BY_SHARD, BY_SHARD, BY_SHARD, BY_SEED),
+            (*_STATISTICS[1:], BY_SHARD, BY_SHARD, BY_SHARD, BY_SHARD),
+        )(
+            state.learner,
+            state.normalizer,
+            state.return_statistics,
+            state.returns,
+            state.envs,
+            state.noise,
+            bank,
+            key,
+        )
+    )
     state = dataclasses.replace(
         state,
         normalizer=normalizer,
+        returns=returns,
+        return_statistics=statistics,
         replay=replay.add(state.replay, transition),
         envs=worlds,
         noise=noise,
@@ -372,19 +423,27 @@ def update(
 def _learn(setup: Setup, state: TrainState, key: Key[Array, " S"]) -> tuple[Any, Any]:
     """K updates of each seed on fresh batches: learners, and statistics [S]."""
 
-    def learn(learner, normalizer, first, others, key):
+    def learn(learner, normalizer, statistics, first, others, key):
         seen_by = _seen_by(setup, normalizer)
-        first, others = _seen(seen_by, first), _seen(seen_by, others)
+        scale = None if statistics is None else normalize.reward_scale(statistics)
+        first, others = _seen(seen_by, scale, first), _seen(seen_by, scale, others)
         return update(setup, learner, first, others, setup.shards.own_key(key))
 
     sample_key, key = _split(key, 2)
     first, others = _draw_batches(setup, state.replay, sample_key)
     return setup.layout.over_all(
         learn,
-        (BY_SEED, BY_SEED, BY_SHARD, BY_SHARD, BY_SEED),
+        (BY_SEED, BY_SEED, BY_SEED, BY_SHARD, BY_SHARD, BY_SEED),
         (BY_SEED, BY_SEED),
         in_turn=True,
-    )(state.learner, state.normalizer, first, others, key)
+    )(
+        state.learner,
+        state.normalizer,
+        state.return_statistics,
+        first,
+        others,
+        key,
+    )
 
 
 def _draw_batches(
@@ -412,10 +471,13 @@ def _seen_by(setup: Setup, normalizer: Normalizer) -> Normalizer | None:
     return normalizer if setup.config.normalize_observations else None
 
 
-def _seen(normalizer: Normalizer | None, batch: Transition) -> Transition:
-    """Transitions with observations as the agent sees them."""
+def _seen(
+    normalizer: Normalizer | None, scale: Float[Array, ""] | None, batch: Transition
+) -> Transition:
+    """Transitions with observations and rewards as the agent sees them."""
     return dataclasses.replace(
         batch,
+        reward=batch.reward if scale is None else batch.reward / scale,
         obs=acting.observe(normalizer, batch.obs),
         next_obs=acting.observe(normalizer, batch.next_obs),
     )
@@ -459,6 +521,7 @@ def regrouped(state: TrainState, num_shards: int) -> TrainState:
                 insert_index=ring.insert_index // worlds * now,
                 size=ring.size // worlds * now,
             ),
+            returns=jax.tree.map(worlds_anew, state.returns),
             envs=jax.tree.map(worlds_anew, state.envs),
             noise=jax.tree.map(worlds_anew, state.noise),
         )

@@ -1,7 +1,7 @@
-"""Running mean and variance of observations.
+"""Running statistics: mean and variance of observations, the size of returns.
 
-Replay stores raw observations; they are normalized when they are read, so that the
-statistics always are the newest.
+Replay stores raw observations and rewards; they are normalized when they are read, so
+that the statistics always are the newest.
 """
 
 from __future__ import annotations
@@ -67,3 +67,46 @@ def normalize(
     """Observations with mean 0 and variance about 1, clipped to +-CLIP."""
     scale = 1 / jnp.sqrt(normalizer.variance + VARIANCE_FLOOR)
     return jnp.clip((obs - normalizer.mean) * scale, -CLIP, CLIP)
+
+
+RETURN_BOUND = 5.0
+"""The largest discounted return so far, after scaling."""
+_LEAST_SCALE = 1e-6
+
+
+@struct.dataclass
+class ReturnStatistics:
+    """Sizes of all running discounted returns so far."""
+
+    moments: Normalizer  # [1]
+    largest: Float[Array, ""]  # absolute value
+
+
+def init_returns() -> ReturnStatistics:
+    """Statistics of nothing."""
+    return ReturnStatistics(init(1), jnp.zeros(()))
+
+
+def update_returns(
+    statistics: ReturnStatistics,
+    returns: Float[Array, " N"],
+    shards: parallel.Shards = parallel.ALONE,
+) -> ReturnStatistics:
+    """Adds the running discounted return of each world: one shard's part of a batch."""
+    largest = shards.max(jnp.abs(returns).max())
+    return ReturnStatistics(
+        update(statistics.moments, returns[:, None], shards),
+        jnp.maximum(statistics.largest, largest),
+    )
+
+
+def reward_scale(statistics: ReturnStatistics) -> Float[Array, ""]:
+    """What rewards are divided by.
+
+    The returns then deviate by 1 at most, and none so far was above RETURN_BOUND (as in
+    SimbaV2, Lee et al. 2025). Dividing rewards and temperature by a number divides the
+    soft Q-function by it, and leaves its policy as it is.
+    """
+    deviation = jnp.sqrt(statistics.moments.variance[0])
+    bounded = statistics.largest / RETURN_BOUND
+    return jnp.maximum(jnp.maximum(deviation, bounded), _LEAST_SCALE)

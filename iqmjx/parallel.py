@@ -62,6 +62,10 @@ class Shards:
         """The sum over the shards, of every leaf."""
         return jax.lax.psum(tree, self.axes) if self.axes else tree
 
+    def max(self, tree: Any) -> Any:
+        """The largest over the shards, of every leaf."""
+        return jax.lax.pmax(tree, self.axes) if self.axes else tree
+
     def index(self) -> int | jax.Array:
         """Which of the shards this one is."""
         index: Any = 0

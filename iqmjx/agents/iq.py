@@ -53,7 +53,7 @@ from iqmjx.settings import refuse, setting
 
 _ENTROPY_SLACK = 0.1
 """Nats per action dimension from the target within which the adaptation slows down."""
-_TEMPERATURE_RANGE = (1e-4, 10.0)
+_TEMPERATURE_RANGE = (1e-7, 10.0)
 """Where the adaptation stays: the paper's range (Sec. 6), and ten times its upper end,
 because M-IQ's entropy weighs but (1 - munchausen) * temperature."""
 _MUNCHAUSEN = "Weight of the log-policy in the target, in [0, 1] (the paper's alpha)."

@@ -209,10 +209,15 @@ def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
 def _items(state: loop.TrainState) -> dict[str, dict[str, Any]]:
     """The fields of a state by the item of a checkpoint that they belong to."""
     return {
-        "learner": {"learner": state.learner, "normalizer": state.normalizer},
+        "learner": {
+            "learner": state.learner,
+            "normalizer": state.normalizer,
+            "return_statistics": state.return_statistics,
+        },
         "replay": {"replay": state.replay},
         "worlds": {
             "envs": state.envs,
+            "returns": state.returns,
             "noise": state.noise,
             "key": state.key,
             "steps": state.steps,
