@@ -128,7 +128,7 @@ class Config:
 
     normalize_rewards: bool = setting(
         False,
-        "Divide rewards by the size of their running discounted sum, so that settings "
+        "Divide rewards by the size of their discounted sums so far, so that settings "
         "in units of reward fit every task.",
         before=False,
     )
@@ -166,6 +166,9 @@ class Config:
         kind = _settings_class(self.algo)
         if not isinstance(self.algorithm, kind):
             refuse("algo", self.algo, f"its settings are a {kind.__qualname__}")
+        if self.normalize_rewards and not hasattr(self.algorithm, "discounting"):
+            fix = f"--algo {self.algo} has no discounting: give false"
+            refuse("normalize_rewards", True, fix)
         self._check_seeds()
         self._check_chunks()
         self._check_replay()

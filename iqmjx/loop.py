@@ -23,7 +23,7 @@ from iqmjx.config import Config
 from iqmjx.envs import vector
 from iqmjx.envs.vector import VectorState
 from iqmjx.errors import UsageError
-from iqmjx.normalize import Normalizer, ReturnStatistics
+from iqmjx.normalize import Normalizer, RewardNormalizer
 from iqmjx.parallel import BY_SEED, BY_SHARD, SAME, Layout, Shards
 from iqmjx.replay import ReplayState, Transition
 from iqmjx.settings import refuse
@@ -58,10 +58,8 @@ class TrainState:
 
     learner: Any  # [S, ...] the agent's own
     normalizer: Normalizer  # [S, ...]
-    returns: Float[Array, "S G N"] | None  # running discounted sums of rewards
-    return_statistics: (
-        ReturnStatistics | None
-    )  # [S, ...] of them, if rewards are scaled
+    reward_normalizer: RewardNormalizer | None  # [S, ...] if rewards are normalized
+    returns: Float[Array, "S G N"] | None  # discounted, of the episodes so far
     replay: ReplayState  # [S, G, C/G, ...]
     envs: VectorState  # [S, G, N/G, ...]
     noise: Key[Array, "S G N"] | None  # what a world's actions are drawn with, if held
@@ -75,8 +73,8 @@ def _specs() -> TrainState:
     return TrainState(
         learner=seed,
         normalizer=seed,
+        reward_normalizer=seed,
         returns=shard,
-        return_statistics=seed,
         replay=ring,
         envs=shard,
         noise=shard,
@@ -84,8 +82,6 @@ def _specs() -> TrainState:
         steps=same,
     )
 
-
-_STATISTICS = BY_SEED, BY_SEED, BY_SEED, BY_SHARD
 
 SPECS = _specs()
 """Which leading axes each part of a TrainState has."""
@@ -103,6 +99,7 @@ class StepMetrics:
     overflow: Int[Array, "*L"]  # worlds whose contacts or constraints overflowed
     diverged: Int[Array, "*L"]  # worlds reset for leaving the numbers
     task: dict[str, Float[Array, "*L"]]  # the task's metrics, means over the worlds
+    reward_scale: Float[Array, "*L"]  # what rewards are divided by when they are read
     offender: vector.Offender | None  # [G] of each shard, the first that did
 
 
@@ -171,33 +168,29 @@ def init(setup: Setup) -> TrainState:
         if config.noise_hold_steps > 1:
             noise_key, key = jax.random.split(key)
             noise = _key_of_each(setup, setup.shards.own_key(noise_key))
-        statistics = normalize.init(setup.env.observation_size), None
-        returns = None
+        normalizer = normalize.init(setup.env.observation_size)
+        reward_normalizer = returns = None
         if config.normalize_rewards:
-            statistics = statistics[0], normalize.init_returns()
+            reward_normalizer = normalize.init_rewards()
             returns = jnp.zeros(setup.worlds_per_shard)
-        return agent.init(learner_key), statistics, returns, worlds, noise, key
+        by_seed = agent.init(learner_key), normalizer, reward_normalizer, key
+        return by_seed, (returns, worlds, noise)
 
     def on_device(key):
-        begin_all = setup.layout.over_all(
-            begin,
-            (BY_SEED,),
-            (BY_SEED, BY_SEED, BY_SHARD, BY_SHARD, BY_SHARD, BY_SEED),
-        )
-        learner, statistics, returns, worlds, noise, key = begin_all(key)
+        begin_all = setup.layout.over_all(begin, (BY_SEED,), (BY_SEED, BY_SHARD))
+        (learner, normalizer, reward_normalizer, key), by_shard = begin_all(key)
+        returns, worlds, noise = by_shard
         capacity = config.max_replay_size // setup.shards.count
-        ring = replay.init(_example(setup, worlds.steps.shape[:2]), capacity)
-        steps = jnp.zeros((), jnp.int32)
         return TrainState(
-            learner,
-            *statistics[:1],
-            returns,
-            statistics[1],
-            ring,
-            worlds,
-            noise,
-            key,
-            steps,
+            learner=learner,
+            normalizer=normalizer,
+            reward_normalizer=reward_normalizer,
+            returns=returns,
+            replay=replay.init(_example(setup, worlds.steps.shape[:2]), capacity),
+            envs=worlds,
+            noise=noise,
+            key=key,
+            steps=jnp.zeros((), jnp.int32),
         )
 
     return setup.layout.on_devices(on_device, (BY_SEED,), SPECS)(
@@ -293,7 +286,8 @@ def _interact(
     each world, and one key.
     """
 
-    def step(learner, normalizer, statistics, returns, worlds, held, bank, key):
+    def step(learner, normalizers, worlds, returns, held, bank, key):
+        normalizer, reward_normalizer = normalizers
         key, noise_key, env_key = jax.random.split(setup.shards.own_key(key), 3)
         noise = _noise(setup, state.steps, held, noise_key)
         acts = actor(setup, learner, normalizer)
@@ -303,39 +297,34 @@ def _interact(
             setup.env, worlds, control, bank, env_key, setup.config.episode_length
         )
         normalizer = normalize.update(normalizer, worlds.obs, setup.shards)
-        if returns is not None:
+        if reward_normalizer is not None:
             returns = outcome.reward + setup.config.algorithm.discounting * returns
-            statistics = normalize.update_returns(statistics, returns, setup.shards)
+            reward_normalizer = normalize.update_rewards(
+                reward_normalizer, returns, setup.shards
+            )
             ended = outcome.terminated | outcome.truncated
             returns = jnp.where(ended, 0.0, returns)
+        worlds_now = stepped, returns, None if held is None else noise
         transition = _transition(worlds.obs, action, outcome)
-        held = None if held is None else noise
-        metrics = _step_metrics(control, outcome)
-        return normalizer, statistics, returns, stepped, held, transition, metrics
+        metrics = _step_metrics(control, outcome, _reward_scale(reward_normalizer))
+        return (normalizer, reward_normalizer), worlds_now, transition, metrics
 
-    normalizer, statistics, returns, worlds, noise, transition, metrics = (
-        setup.layout.over_all(
-            step,
-            (*_STATISTICS, BY_SHARD, BY_SHARD, BY_SHARD, BY_SEED),
-            (*_STATISTICS[1:], BY_SHARD, BY_SHARD, BY_SHARD, BY_SHARD),
-        )(
-            state.learner,
-            state.normalizer,
-            state.return_statistics,
-            state.returns,
-            state.envs,
-            state.noise,
-            bank,
-            key,
-        )
-    )
+    normalizers = state.normalizer, state.reward_normalizer
+    worlds = state.envs, state.returns, state.noise
+    normalizers, worlds, transition, metrics = setup.layout.over_all(
+        step,
+        (BY_SEED, BY_SEED, BY_SHARD, BY_SHARD, BY_SHARD, BY_SHARD, BY_SEED),
+        (BY_SEED, BY_SHARD, BY_SHARD, BY_SHARD),
+    )(state.learner, normalizers, *worlds, bank, key)
+    normalizer, reward_normalizer = normalizers
+    stepped, returns, noise = worlds
     state = dataclasses.replace(
         state,
         normalizer=normalizer,
+        reward_normalizer=reward_normalizer,
         returns=returns,
-        return_statistics=statistics,
         replay=replay.add(state.replay, transition),
-        envs=worlds,
+        envs=stepped,
         noise=noise,
         steps=state.steps + 1,
     )
@@ -423,27 +412,20 @@ def update(
 def _learn(setup: Setup, state: TrainState, key: Key[Array, " S"]) -> tuple[Any, Any]:
     """K updates of each seed on fresh batches: learners, and statistics [S]."""
 
-    def learn(learner, normalizer, statistics, first, others, key):
-        seen_by = _seen_by(setup, normalizer)
-        scale = None if statistics is None else normalize.reward_scale(statistics)
-        first, others = _seen(seen_by, scale, first), _seen(seen_by, scale, others)
-        return update(setup, learner, first, others, setup.shards.own_key(key))
+    def learn(learner, normalizers, first, others, key):
+        seen = functools.partial(_seen, setup, *normalizers)
+        own_key = setup.shards.own_key(key)
+        return update(setup, learner, seen(first), seen(others), own_key)
 
     sample_key, key = _split(key, 2)
     first, others = _draw_batches(setup, state.replay, sample_key)
+    normalizers = state.normalizer, state.reward_normalizer
     return setup.layout.over_all(
         learn,
-        (BY_SEED, BY_SEED, BY_SEED, BY_SHARD, BY_SHARD, BY_SEED),
+        (BY_SEED, BY_SEED, BY_SHARD, BY_SHARD, BY_SEED),
         (BY_SEED, BY_SEED),
         in_turn=True,
-    )(
-        state.learner,
-        state.normalizer,
-        state.return_statistics,
-        first,
-        others,
-        key,
-    )
+    )(state.learner, normalizers, first, others, key)
 
 
 def _draw_batches(
@@ -472,15 +454,24 @@ def _seen_by(setup: Setup, normalizer: Normalizer) -> Normalizer | None:
 
 
 def _seen(
-    normalizer: Normalizer | None, scale: Float[Array, ""] | None, batch: Transition
+    setup: Setup,
+    normalizer: Normalizer,
+    reward_normalizer: RewardNormalizer | None,
+    batch: Transition,
 ) -> Transition:
     """Transitions with observations and rewards as the agent sees them."""
+    seen_by = _seen_by(setup, normalizer)
     return dataclasses.replace(
         batch,
-        reward=batch.reward if scale is None else batch.reward / scale,
-        obs=acting.observe(normalizer, batch.obs),
-        next_obs=acting.observe(normalizer, batch.next_obs),
+        obs=acting.observe(seen_by, batch.obs),
+        reward=batch.reward / _reward_scale(reward_normalizer),
+        next_obs=acting.observe(seen_by, batch.next_obs),
     )
+
+
+def _reward_scale(normalizer: RewardNormalizer | None) -> Float[Array, ""]:
+    """What the agent sees rewards divided by."""
+    return jnp.ones(()) if normalizer is None else normalize.reward_scale(normalizer)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -582,7 +573,11 @@ def _transition(
     )
 
 
-def _step_metrics(control: Float[Array, "N A"], outcome: vector.Outcome) -> StepMetrics:
+def _step_metrics(
+    control: Float[Array, "N A"],
+    outcome: vector.Outcome,
+    reward_scale: Float[Array, ""],
+) -> StepMetrics:
     counted = outcome.counted
     return StepMetrics(
         reward=outcome.reward.mean(),
@@ -593,6 +588,7 @@ def _step_metrics(control: Float[Array, "N A"], outcome: vector.Outcome) -> Step
         overflow=outcome.overflowed.sum(),
         diverged=outcome.diverged.sum(),
         task=jax.tree.map(jnp.mean, outcome.metrics),
+        reward_scale=reward_scale,
         offender=outcome.offender,
     )
 
@@ -613,6 +609,7 @@ def _summary(setup: Setup, steps: StepMetrics) -> StepMetrics:
             reward=means.reward,
             at_bounds=means.at_bounds,
             task=means.task,
+            reward_scale=means.reward_scale,
             offender=jax.tree.map(lambda leaf: leaf[first], of_shard.offender),
         )
 

@@ -1,4 +1,4 @@
-"""Running statistics: mean and variance of observations, the size of returns.
+"""Running statistics: mean and variance of observations, and the size of rewards.
 
 Replay stores raw observations and rewards; they are normalized when they are read, so
 that the statistics always are the newest.
@@ -70,43 +70,50 @@ def normalize(
 
 
 RETURN_BOUND = 5.0
-"""The largest discounted return so far, after scaling."""
+"""The largest discounted sum of rewards so far is scaled to this."""
 _LEAST_SCALE = 1e-6
 
 
 @struct.dataclass
-class ReturnStatistics:
-    """Sizes of all running discounted returns so far."""
+class RewardNormalizer:
+    """Statistics of the running discounted sums of rewards of all worlds so far."""
 
     moments: Normalizer  # [1]
     largest: Float[Array, ""]  # absolute value
 
 
-def init_returns() -> ReturnStatistics:
-    """Statistics of nothing."""
-    return ReturnStatistics(init(1), jnp.zeros(()))
+def init_rewards() -> RewardNormalizer:
+    """Statistics of nothing: a scale of 1."""
+    return RewardNormalizer(init(1), jnp.zeros(()))
 
 
-def update_returns(
-    statistics: ReturnStatistics,
+def update_rewards(
+    normalizer: RewardNormalizer,
     returns: Float[Array, " N"],
     shards: parallel.Shards = parallel.ALONE,
-) -> ReturnStatistics:
-    """Adds the running discounted return of each world: one shard's part of a batch."""
+) -> RewardNormalizer:
+    """Adds each world's discounted sum of rewards since its episode began.
+
+    Args:
+        normalizer: the statistics so far.
+        returns: one shard's part of them.
+        shards: those that hold the other parts, as large as this one.
+    """
     largest = shards.max(jnp.abs(returns).max())
-    return ReturnStatistics(
-        update(statistics.moments, returns[:, None], shards),
-        jnp.maximum(statistics.largest, largest),
+    return RewardNormalizer(
+        moments=update(normalizer.moments, returns[:, None], shards),
+        largest=jnp.maximum(normalizer.largest, largest),
     )
 
 
-def reward_scale(statistics: ReturnStatistics) -> Float[Array, ""]:
+def reward_scale(normalizer: RewardNormalizer) -> Float[Array, ""]:
     """What rewards are divided by.
 
-    The returns then deviate by 1 at most, and none so far was above RETURN_BOUND (as in
-    SimbaV2, Lee et al. 2025). Dividing rewards and temperature by a number divides the
-    soft Q-function by it, and leaves its policy as it is.
+    Their discounted sums then deviate by 1 or less, and none so far is beyond
+    RETURN_BOUND (as in SimbaV2, Lee et al. 2025). A soft Q-function of rewards and
+    temperature divided by a number is that of the undivided, divided by it: the policy
+    stays what it was.
     """
-    deviation = jnp.sqrt(statistics.moments.variance[0])
-    bounded = statistics.largest / RETURN_BOUND
-    return jnp.maximum(jnp.maximum(deviation, bounded), _LEAST_SCALE)
+    deviation = jnp.sqrt(normalizer.moments.variance[0])
+    scale = jnp.maximum(deviation, normalizer.largest / RETURN_BOUND)
+    return jnp.maximum(scale, _LEAST_SCALE)

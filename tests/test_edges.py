@@ -241,7 +241,7 @@ def test_the_lengths_of_many_long_episodes_add_up():
         length=jnp.full(4, 2**30, jnp.int32),
         metrics={},
     )
-    told = loop._step_metrics(worlds[:, None], outcome)
+    told = loop._step_metrics(worlds[:, None], outcome, jnp.ones(()))
     assert float(told.length_sum / told.episodes) == 2**30
 
 

@@ -4,6 +4,7 @@ import itertools
 
 import chex
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -181,6 +182,31 @@ def test_scaled_softmax_is_in_units_of_reward():
         0.5 * (outputs[1] - outputs[0]),
         rtol=1e-4,
     )
+
+
+@pytest.mark.parametrize("algo", ["m_iq", "sac"])
+def test_other_units_of_reward_change_nothing_that_is_learned(algo):
+    """Rewards and all settings that have their unit, times 128 (but Adam's epsilon)."""
+    scales = {"value_scale": 0.5, "temperature": 0.05}
+    if algo != "sac":
+        scales |= {"advantage_scale": 0.25}
+    learners = []
+    for factor in (1, 128):
+        own = {name: factor * value for name, value in scales.items()}
+        agent = make_agent(algo=algo, **own)
+        learner = first = agent.init(jax.random.key(0))
+        for seed in range(5):
+            batch = make_batch(seed=seed)
+            if algo == "sac":
+                action = jnp.tanh(batch.action.astype(jnp.float32) - 2)
+                batch = dataclasses.replace(batch, action=action)
+            batch = dataclasses.replace(batch, reward=10 * factor * batch.reward)
+            learner, _ = jax.jit(agent.update)(learner, batch, jax.random.key(seed))
+        learners.append(learner)
+    ends = [jax.flatten_util.ravel_pytree(each.average_policy)[0] for each in learners]
+    begin = jax.flatten_util.ravel_pytree(first.average_policy)[0]
+    moved = jnp.abs(ends[0] - begin).mean()
+    assert moved > 1e-5 and jnp.abs(ends[1] - ends[0]).mean() < 0.01 * moved
 
 
 def test_action_dimensions_share_the_configured_scale():

@@ -461,6 +461,49 @@ def test_what_is_learned_from_is_normalized():
     assert ((squares > 0.3) & (squares < 3)).all()
 
 
+def test_rewards_are_divided_by_the_size_of_their_discounted_sums():
+    """Against sums made by hand from the rows of replay."""
+
+    class Reader(InPlaceOf):
+        def update(self, learner, batch, key, shards):
+            return learner, {"largest": batch.reward.max()}
+
+    setup = toys.toy_setup(
+        toys.Commanded(),
+        num_envs=4,
+        episode_length=7,
+        min_replay_size=4 * 60,
+        batch_size=4096,
+        discounting=0.9,
+        max_replay_size=512,
+        normalize_rewards=True,
+    )
+    setup = dataclasses.replace(setup, agent=Reader(setup.agent))
+    state = warmed(setup)
+    state, (_, learning) = loop.train_chunk(setup, state)
+    taken = 60 + setup.config.chunk_steps
+    rows = jax.tree.map(
+        lambda leaf: np.asarray(leaf[0, 0, : 4 * taken]).reshape(taken, 4, -1),
+        state.replay.data,
+    )
+    sums, running, steps = [], np.zeros(4), np.zeros(4)
+    for reward, discount, weight in zip(
+        rows.reward[..., 0], rows.discount[..., 0], rows.weight[..., 0], strict=True
+    ):
+        running, steps = reward + 0.9 * running, steps + 1
+        sums.append(running)
+        ended = (discount == 0) | (weight == 0) | (steps == 7)
+        running, steps = np.where(ended, 0, running), np.where(ended, 0, steps)
+    found = state.reward_normalizer
+    np.testing.assert_allclose(found.moments.variance[0, 0], np.var(sums), rtol=1e-3)
+    np.testing.assert_allclose(found.largest[0], np.max(np.abs(sums)), rtol=1e-5)
+    np.testing.assert_allclose(state.returns[0, 0], running, rtol=1e-5)
+    scale = max(np.std(sums), np.max(np.abs(sums)) / 5)
+    largest = rows.reward.max() / scale  # the statistics grow within the chunk
+    np.testing.assert_allclose(learning["largest"][0], largest, rtol=0.1)
+    assert rows.reward.max() > 2 * learning["largest"][0]
+
+
 def play(setup, greedy, seed=0):
     """Episodes of a setup's untrained policy, one for each entry of `greedy`."""
     actors = loop.average_actors(setup, loop.init(setup))

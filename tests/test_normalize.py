@@ -53,3 +53,45 @@ def test_statistics_over_shards_are_those_of_all_observations():
             state,
             whole,
         )
+
+
+def test_rewards_are_scaled_by_the_deviation_or_a_share_of_the_largest_return():
+    data = np.random.default_rng(0).normal(3.0, 2.0, (40, 8))
+    state = normalize.init_rewards()
+    assert normalize.reward_scale(state) == 1
+    for returns in jnp.asarray(data, jnp.float32):
+        state = jax.jit(normalize.update_rewards)(state, returns)
+    largest = np.abs(data).max()
+    assert largest < 5 * data.std()
+    np.testing.assert_allclose(normalize.reward_scale(state), data.std(), rtol=1e-4)
+    state = normalize.update_rewards(state, jnp.full(8, -300.0))
+    np.testing.assert_allclose(normalize.reward_scale(state), 60.0)  # 300 / 5
+
+
+def test_rewards_that_were_all_zero_are_divided_by_no_zero():
+    state = normalize.init_rewards()
+    for _ in range(3):
+        state = normalize.update_rewards(state, jnp.zeros(8))
+    scale = normalize.reward_scale(state)
+    assert scale > 0 and jnp.float32(0) / scale == 0
+
+
+def test_the_largest_return_of_all_shards_counts():
+    layout = parallel.make_layout(1, 2, jax.devices()[:1])
+    update = layout.on_devices(
+        layout.over_all(
+            lambda state, returns: normalize.update_rewards(
+                state, returns, layout.shards
+            ),
+            (BY_SEED, BY_SHARD),
+            BY_SEED,
+        ),
+        (BY_SEED, BY_SHARD),
+        BY_SEED,
+    )
+    state = jax.vmap(lambda _: normalize.init_rewards())(np.arange(1))
+    state = update(state, jnp.array([[[1.0, 2.0], [-50.0, 4.0]]]))
+    assert state.largest == 50 and state.moments.count == 4
+    np.testing.assert_allclose(
+        state.moments.variance[0], np.var([1, 2, -50, 4]), rtol=1e-5
+    )

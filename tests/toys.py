@@ -74,6 +74,7 @@ SMALL = {
     "exploration_steps": 0,
     "noise_hold_steps": 3,
     "max_replay_size": 512,
+    "normalize_rewards": True,
     "hidden_sizes": (16, 16),
     "compute_dtype": "float32",
     "learning_rate": 3e-4,

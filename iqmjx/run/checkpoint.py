@@ -212,7 +212,7 @@ def _items(state: loop.TrainState) -> dict[str, dict[str, Any]]:
         "learner": {
             "learner": state.learner,
             "normalizer": state.normalizer,
-            "return_statistics": state.return_statistics,
+            "reward_normalizer": state.reward_normalizer,
         },
         "replay": {"replay": state.replay},
         "worlds": {

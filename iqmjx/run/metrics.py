@@ -222,6 +222,7 @@ def steps_row(metrics: loop.StepMetrics) -> dict[str, float]:
     """Log entries of the vector steps of one seed (metrics on the host)."""
     row = {
         "training/reward": float(metrics.reward),
+        "training/reward_scale": float(metrics.reward_scale),
         "training/actions_at_bounds": float(metrics.at_bounds),
         "physics/overflow": float(metrics.overflow),
         "physics/diverged": float(metrics.diverged),
