@@ -190,6 +190,7 @@ _PAPER = (
             "noise_hold_steps": 1,
             "max_replay_size": 1_000_000,
             "normalize_observations": False,
+            "normalize_rewards": False,
         },
     ),
     Layer(

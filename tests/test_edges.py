@@ -115,7 +115,7 @@ SMALLEST = {
     "target_rate": 1e-6,
     "average_rate": 1e-6,
     "learning_rate": 1e-6,
-    "temperature": 1e-4,
+    "temperature": 1e-6,
     "value_scale": 1e-6,
     "discounting": 0,
     "munchausen": 0,

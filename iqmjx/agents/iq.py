@@ -53,9 +53,10 @@ from iqmjx.settings import refuse, setting
 
 _ENTROPY_SLACK = 0.1
 """Nats per action dimension from the target within which the adaptation slows down."""
-_TEMPERATURE_RANGE = (1e-7, 10.0)
-"""Where the adaptation stays: the paper's range (Sec. 6), and ten times its upper end,
-because M-IQ's entropy weighs but (1 - munchausen) * temperature."""
+_TEMPERATURE_RANGE = (1e-6, 10.0)
+"""Where the adaptation stays: from a hundredth of the paper's range (Sec. 6), because
+normalized rewards are that much smaller, to ten times its upper end, because M-IQ's
+entropy weighs but (1 - munchausen) * temperature."""
 _MUNCHAUSEN = "Weight of the log-policy in the target, in [0, 1] (the paper's alpha)."
 
 
