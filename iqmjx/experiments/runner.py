@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import IO, Any
 
@@ -89,13 +89,13 @@ def make_all(
     todo = [run for run in runs if not is_finished(out, run)]
     with pool, asked.deferred(lambda _: say("stopping: the runs are saved ...")):
         futures = [pool.submit(begin, run) for run in todo]
-        while not all(future.done() for future in futures):
-            failed = [f for f in futures if f.done() and not f.cancelled()]
-            if asked.requested or any(future.exception() for future in failed):
+        while pending := [future for future in futures if not future.done()]:
+            ended = [f for f in futures if f.done() and not f.cancelled()]
+            if asked.requested or any(future.exception() for future in ended):
                 pool.shutdown(wait=False, cancel_futures=True)
             if asked.requested:
                 stop()
-            wait(futures, timeout=_POLL_SECONDS, return_when=FIRST_EXCEPTION)
+            wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
     if asked.requested:
         return False
     for future in futures:
