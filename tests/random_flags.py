@@ -43,6 +43,7 @@ NAMES = {
     "physics": ("native", "auto", "mujoco"),
     "policy": ("autoregressive", "gaussian", "flow", "tanh_gaussian", "normal"),
     "softmax": ("raw", "scaled", "shared", "hard"),
+    "compute_dtype": ("float32", "bfloat16", "half"),
     "preset": ("cpu", "gpu", "paper", "fast"),
 }
 UNKNOWN = ("num_env", "lr", "gamma", "temprature")

@@ -10,8 +10,8 @@ from launch import coordination
     ("name", "num_bins"),
     [
         ("multicategorical", 11),
-        ("autoregressive", 11),
         ("gaussian", 11),
+        pytest.param("autoregressive", 11, marks=pytest.mark.slow),
         pytest.param("flow", 21, marks=pytest.mark.slow),  # 11 bins: the next test
     ],
 )

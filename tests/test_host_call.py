@@ -100,7 +100,7 @@ print(json.dumps([len(hits) - before, np.asarray(state.envs.obs).tolist()]))
 """
 
 
-@pytest.mark.parametrize("env", ["hopper", "ant"])
+@pytest.mark.parametrize("env", ["hopper", pytest.param("ant", marks=pytest.mark.slow)])
 def test_the_next_process_finds_its_program_compiled(env, tmp_path):
     """And its own physics in it."""
     environment = os.environ | {

@@ -96,6 +96,7 @@ def test_two_processes_learn_what_one_does(alone, tmp_path, free_port):
     assert steps == [32 * i for i in range(1, 7)]
 
 
+@pytest.mark.slow
 def test_a_stop_of_one_process_stops_both_and_the_run_goes_on(tmp_path, free_port):
     folder = tmp_path / "run"
     processes = pair(free_port, *LONG, "--num_shards=2", "--logdir", folder)
@@ -228,6 +229,7 @@ def test_seeds_have_folders_and_policies_of_their_own(tmp_path):
         assert steps == [32 * i for i in range(1, 9)]
 
 
+@pytest.mark.slow
 def test_seeds_lie_on_devices_of_their_own(tmp_path):
     folder, other = tmp_path / "two", tmp_path / "one"
     finish(on_devices(2, *SETTINGS, "--num_seeds=2", "--logdir", folder))

@@ -80,6 +80,7 @@ def test_probes(algo):
         average_rate=0.05,
         discounting=DISCOUNT,
         normalize_observations=False,
+        normalize_rewards=False,
     )
     state, _ = loop.warm_up(setup, loop.init(setup))
     for _ in range(setup.config.num_chunks):
