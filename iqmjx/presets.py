@@ -12,12 +12,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from iqmjx import envs
+from iqmjx import cpu, envs
 from iqmjx.config import Config, setting_fields, task_name
 from iqmjx.envs.adroit.hand import AdroitHand
 from iqmjx.errors import UsageError
@@ -51,8 +50,7 @@ class Layer:
 @functools.cache
 def has_amx() -> bool:
     """Whether this CPU multiplies matrices of bfloat16, as XLA uses it on Linux."""
-    cpu = Path("/proc/cpuinfo")
-    return cpu.is_file() and " amx_bf16 " in cpu.read_text()
+    return "amx_bf16" in cpu.instructions()
 
 
 _IQ = ("iq", "m_iq", "pcl", "trust_pcl")

@@ -15,9 +15,11 @@ from importlib import metadata
 from pathlib import Path
 
 import gymnasium
+import numpy as np
 from absl import app, flags
 
-from iqmjx import envs, presets, strict_json
+from iqmjx import envs, presets
+from iqmjx.experiments import curves
 
 _ENV = flags.DEFINE_string("env", "halfcheetah", "Task.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed.")
@@ -67,23 +69,19 @@ def main(_) -> None:
             {"env_steps": model.num_timesteps, "return": mean, "seconds": seconds}
         )
         print(rows[-1], flush=True)
+    variant = "-".join(filter(None, ["sbx-sac", _NAME.value]))
     head = {
         "task": task,
-        "algo": "sbx-sac",
-        "name": _NAME.value,
+        "variant": variant,
         "seed": seed,
         "command": f"python launch/sbx_check.py --env {task} --seed {seed} "
         f"--num_timesteps {_STEPS.value} --learning_rate {_RATE.value}",
         "versions": {name: metadata.version(name) for name in ("sbx-rl", "gymnasium")},
         "date": time.strftime("%Y-%m-%d"),
     }
-    end = {"score": sum(returns) / len(returns), "returns": list(map(float, returns))}
-    name = "-".join(filter(None, [task, "sbx-sac", _NAME.value, f"seed{seed}"]))
-    path = Path(_OUT.value) / f"{name}.jsonl"
+    path = Path(_OUT.value) / f"{task}-{variant}-seed{seed}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        "".join(strict_json.dumps(row) + "\n" for row in [head, *rows, end])
-    )
+    curves.write(path, [head, *rows, curves.end(np.array(returns, float), None)])
 
 
 if __name__ == "__main__":

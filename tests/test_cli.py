@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from iqmjx import cpu
 from iqmjx.commands import cli
 from iqmjx.run import metrics
 from tests import commands, toys
@@ -393,9 +394,9 @@ def test_programs_are_kept_apart_by_what_the_cpu_can_do(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(jax.config, "update", lambda _, value: folders.append(value))
     for flags in ("flags: avx2", "flags: avx2 amx_bf16", "Features: asimd", "none"):
-        cpu = tmp_path / "cpuinfo"
-        cpu.write_text(f"processor: 0\n{flags}\n")
-        monkeypatch.setattr(cli, "_CPU", cpu)
+        info = tmp_path / "cpuinfo"
+        info.write_text(f"processor: 0\n{flags}\n")
+        monkeypatch.setattr(cpu, "_INFO", info)
         cli.use_compilation_cache()
     assert len(set(folders)) == 4
     assert all(folder.startswith(f"{tmp_path}/iqmjx/xla-") for folder in folders)

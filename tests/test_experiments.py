@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from iqmjx.envs import REGISTRY
+from iqmjx.envs.physics import native
 from iqmjx.errors import UsageError
-from iqmjx.experiments import plan, runner
+from iqmjx.experiments import plan
+from tests import test_cli
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "launch/experiments").glob("*.toml"))
@@ -163,9 +165,9 @@ def test_an_experiment_that_was_killed_goes_on_and_ends_as_if_it_was_not(tiny):
     out = tiny.parent / "out"
     for rows in (3, 40, 10**9):
         begun = subprocess.Popen(command(tiny), start_new_session=True)
-        metrics = out / "runs/hopper-iq-seed1/metrics.jsonl"
+        run = out / "runs/hopper-iq-seed1"
         while begun.poll() is None:
-            if metrics.exists() and metrics.read_text().count("\n") > rows:
+            if len(test_cli.metrics_rows(run)) > rows:
                 os.killpg(begun.pid, signal.SIGKILL)
                 break
             time.sleep(0.1)
@@ -192,9 +194,9 @@ def test_a_command_that_is_stopped_saves_its_runs_and_can_be_given_again(tiny):
     )
     run = tiny.parent / "out/runs/hopper-iq-seed1"
     for _ in range(2):
-        before = rows_of(run)
+        before = len(test_cli.metrics_rows(run))
         begun = subprocess.Popen(command(tiny), stdout=subprocess.PIPE, text=True)
-        while rows_of(run) < before + 5:
+        while len(test_cli.metrics_rows(run)) < before + 5:
             time.sleep(0.1)
         begun.send_signal(signal.SIGTERM)
         output, _ = begun.communicate(timeout=60)
@@ -202,11 +204,6 @@ def test_a_command_that_is_stopped_saves_its_runs_and_can_be_given_again(tiny):
     said = run.with_suffix(".log").read_text()
     assert said.count("state saved") == 2 and said.count("resuming at ") == 1
     assert not (tiny.parent / "out/curves/hopper-iq-seed1.jsonl").exists()
-
-
-def rows_of(run):
-    path = run / "metrics.jsonl"
-    return path.read_text().count("\n") if path.exists() else 0
 
 
 def test_a_run_that_fails_ends_the_command_with_what_it_said(tiny):
@@ -232,4 +229,4 @@ def test_bad_flags_are_named(tiny):
         [sys.executable, "-m", "iqmjx.experiment"], capture_output=True, text=True
     )
     assert nothing.returncode == 2 and "--file: name" in nothing.stderr
-    assert len(runner.cpus()) >= 1
+    assert len(native.cpus()) >= 1

@@ -59,27 +59,29 @@ class _Extension(ctypes.Structure):
     )
 
 
-class _Version(ctypes.Structure):
+class _Struct(ctypes.Structure):
+    """What most structures begin with."""
+
     _fields_ = (
         ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.c_void_p),
-        ("major", ctypes.c_int),
-        ("minor", ctypes.c_int),
+        ("extension", ctypes.POINTER(_Extension)),
     )
+
+
+class _Version(_Struct):
+    _fields_ = (("major", ctypes.c_int), ("minor", ctypes.c_int))
 
 
 class _Metadata(ctypes.Structure):
     _fields_ = (("struct_size", ctypes.c_size_t), ("version", _Version))
 
 
-class _MetadataExtension(ctypes.Structure):
-    _fields_ = (("base", _Extension), ("metadata", ctypes.POINTER(_Metadata)))
+class _MetadataExtension(_Extension):
+    _fields_ = (("metadata", ctypes.POINTER(_Metadata)),)
 
 
-class _Buffer(ctypes.Structure):
+class _Buffer(_Struct):
     _fields_ = (
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.c_void_p),
         ("dtype", ctypes.c_int),
         ("data", ctypes.c_void_p),
         ("rank", ctypes.c_int64),
@@ -87,10 +89,8 @@ class _Buffer(ctypes.Structure):
     )
 
 
-class _Buffers(ctypes.Structure):
+class _Buffers(_Struct):
     _fields_ = (
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.c_void_p),
         ("size", ctypes.c_int64),
         ("types", ctypes.c_void_p),
         ("values", ctypes.POINTER(ctypes.POINTER(_Buffer))),
@@ -98,16 +98,11 @@ class _Buffers(ctypes.Structure):
 
 
 class _Scalar(ctypes.Structure):
-    _fields_ = (
-        ("dtype", ctypes.c_int),
-        ("value", ctypes.POINTER(ctypes.c_uint64)),
-    )
+    _fields_ = (("dtype", ctypes.c_int), ("value", ctypes.POINTER(ctypes.c_uint64)))
 
 
-class _Attributes(ctypes.Structure):
+class _Attributes(_Struct):
     _fields_ = (
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.c_void_p),
         ("size", ctypes.c_int64),
         ("types", ctypes.c_void_p),
         ("names", ctypes.c_void_p),
@@ -115,32 +110,20 @@ class _Attributes(ctypes.Structure):
     )
 
 
-class _ErrorArguments(ctypes.Structure):
-    _fields_ = (
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.c_void_p),
-        ("message", ctypes.c_char_p),
-        ("code", ctypes.c_int),
-    )
+class _ErrorArguments(_Struct):
+    _fields_ = (("message", ctypes.c_char_p), ("code", ctypes.c_int))
 
 
-class _Api(ctypes.Structure):
+class _Api(_Struct):
     _fields_ = (
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.c_void_p),
         ("version", _Version),
         ("internal", ctypes.c_void_p),
-        (
-            "error",
-            ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_ErrorArguments)),
-        ),
+        ("error", ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_ErrorArguments))),
     )
 
 
-class _Frame(ctypes.Structure):
+class _Frame(_Struct):
     _fields_ = (
-        ("struct_size", ctypes.c_size_t),
-        ("extension", ctypes.POINTER(_Extension)),
         ("api", ctypes.POINTER(_Api)),
         ("context", ctypes.c_void_p),
         ("stage", ctypes.c_int),

@@ -49,11 +49,11 @@ _CONTACT_FORCES = "cfrc_ext"
 _WORLDS_AT_A_TIME = 2  # worlds differ in cost, so the last that a thread takes are few
 
 
-def num_threads() -> int:
-    """The number of CPUs this process may run on."""
+def cpus() -> list[int]:
+    """The CPUs that this process may run on."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 class _Worlds(NamedTuple):
@@ -81,7 +81,7 @@ class Engine:
         with quiet_compilation():
             self.model = spec.compile()
         self.frame_skip = frame_skip
-        self.num_threads = num_threads()
+        self.num_threads = len(cpus())
         self._model_fields = model_fields
         self._state_size = mujoco.mj_stateSize(self.model, _STATE)
         shared = (self.model, frame_skip, fields, model_fields, self.num_threads)
@@ -133,13 +133,16 @@ class Engine:
 
     def _number(self, name: str) -> int:
         """Of one of its functions: the same for engines that compute the same."""
+        digest = hashlib.sha256(self._identity + name.encode()).digest()
+        return int.from_bytes(digest[:7])
+
+    @functools.cached_property
+    def _identity(self) -> bytes:
+        """What decides what the engine computes, in short; a model may be megabytes."""
         model = np.empty(mujoco.mj_sizeModel(self.model), np.uint8)
         mujoco.mj_saveModel(self.model, None, model)
-        said = repr(
-            (name, self.frame_skip, [*self._outputs.fields], self._model_fields)
-        )
-        digest = hashlib.sha256(model.tobytes() + said.encode()).digest()
-        return int.from_bytes(digest[:7])
+        said = repr((self.frame_skip, [*self._outputs.fields], self._model_fields))
+        return hashlib.sha256(model.tobytes() + said.encode()).digest()
 
     def _init(self, qpos, qvel, *model_fields) -> PhysicsState:
         """Host side of `init`, over any leading batch dimensions."""

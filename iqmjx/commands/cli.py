@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import jax
 from absl import app, flags, logging
 
-from iqmjx import agents, parallel, presets, strict_json
+from iqmjx import agents, cpu, parallel, presets, strict_json
 from iqmjx.config import Config, setting_fields
 from iqmjx.errors import RunError, UsageError
 from iqmjx.run.terminal import plain
@@ -25,7 +25,6 @@ from iqmjx.settings import kind, refuse, wanted
 
 EXIT_FAILURE, EXIT_USAGE = 1, 2
 _MJX_THREADS = "16"
-_CPU = Path("/proc/cpuinfo")
 _NOUNS = {flags.IntegerParser: "a whole number", flags.BooleanParser: "true or false"}
 _TELLING = ("env", "physics", "sim", "checkpoint", "logdir")
 
@@ -238,15 +237,9 @@ def use_compilation_cache() -> None:
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    folder = cache / "iqmjx" / f"xla-{platform.machine()}-{_cpu_features():08x}"
+    features = zlib.crc32(" ".join(cpu.instructions()).encode())
+    folder = cache / "iqmjx" / f"xla-{platform.machine()}-{features:08x}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-def _cpu_features() -> int:
-    """A number for this CPU's instructions; 0 where Linux does not list them."""
-    lines = _CPU.read_text().splitlines() if _CPU.is_file() else []
-    told = (line for line in lines if line.startswith(("flags", "Features")))
-    return zlib.crc32(next(told, "").encode())
 
 
 def give_mjx_threads() -> None:

@@ -12,6 +12,7 @@ from absl import flags
 
 from iqmjx.commands import cli
 from iqmjx.commands.report import tell
+from iqmjx.envs.physics.native import cpus
 from iqmjx.errors import UsageError
 from iqmjx.experiments import cluster, plan, report, runner
 from iqmjx.run.signals import Stop
@@ -62,7 +63,7 @@ def main(stop: Stop | None = None) -> None:
     with cli.user_errors():
         if _FILE.value is None:
             raise UsageError("--file: name an experiment, such as figure2.toml")
-        path, most = Path(_FILE.value), len(runner.cpus())
+        path, most = Path(_FILE.value), len(cpus())
         if not 1 <= _PARALLEL.value <= (LARGEST_INT if _SLURM.value else most):
             fix = f"give a number from 1 to {most}, the number of CPUs"
             refuse("parallel", _PARALLEL.value, fix)

@@ -40,6 +40,6 @@ def main() -> None:
 def tell(written: report.Report) -> None:
     """Prints a report's tables, and where it is."""
     for line in written.problems:
-        print(f"warning: {line}; left out", file=sys.stderr)
+        print(f"warning: {line}", file=sys.stderr)
     print(written.text)
     print(", ".join(map(str, written.files)))

@@ -98,8 +98,8 @@ def make_all(
         queued = _queued()
         ended = [run for run in missing if jobs[run] not in queued]
         for run in ended:
-            path = runner.curve_path(out, run)
-            say(f"{path if path.exists() else run.name + ': ended without a curve'}")
+            whole = runner.is_finished(out, run)
+            say(f"{run.name}: ended {'with its' if whole else 'without a'} curve")
         missing = [run for run in missing if run not in ended]
     if failed := [run.name for run in runs if not runner.is_finished(out, run)]:
         raise RunError(

@@ -76,7 +76,8 @@ def write(folder: Path, out: Path, experiment: Experiment | None = None) -> Repo
     variants = [*experiment.variants] if experiment else []
     variants += sorted({curve.variant for curve in found} - set(variants))
     title = experiment.title if experiment else str(folder)
-    notes = [f"{problem}; left out" for problem in problems]
+    problems = [f"{problem}; left out" for problem in problems]
+    notes = [*problems]
     if missing := _missing(experiment, found):
         notes.append(f"Not there yet: {', '.join(missing)}.")
     together = estimates(found, variants)

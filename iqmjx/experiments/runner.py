@@ -24,6 +24,7 @@ from typing import IO, Any
 import numpy as np
 
 from iqmjx import envs, evaluation
+from iqmjx.envs.physics.native import cpus
 from iqmjx.errors import RunError
 from iqmjx.experiments import curves
 from iqmjx.experiments.plan import RANDOM, Run
@@ -37,13 +38,6 @@ _CAN_PIN = hasattr(os, "sched_setaffinity")  # not on macOS
 
 class StoppedError(RunError):
     """A run was asked to stop, and saved its state."""
-
-
-def cpus() -> list[int]:
-    """The CPUs that this process may run on."""
-    if _CAN_PIN:
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def curve_path(out: Path, run: Run) -> Path:
