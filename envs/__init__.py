@@ -76,10 +76,15 @@ def resolve(name: str) -> str:
     plain = _plain(name)
     if plain in _SPELLINGS:
         return _SPELLINGS[plain]
-    close = difflib.get_close_matches(plain, REGISTRY, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else "there are"
-    known = "" if close else f" {', '.join(REGISTRY)}"
-    raise UsageError(f"no such task; {hint}{known}")
+    unversioned = _SPELLINGS.get(re.sub(r"v\d+$", "", plain))
+    if unversioned:
+        there_is = REGISTRY[unversioned].gymnasium_id
+        raise UsageError(f"there is no such version; there is {there_is}")
+    close = difflib.get_close_matches(plain, REGISTRY, n=3, cutoff=0.7)
+    if close:
+        raise UsageError(f"there is no such task; did you mean {' or '.join(close)}?")
+    known = ", ".join(REGISTRY)
+    raise UsageError(f"there is no such task; `iqmjx tasks` lists all, such as {known}")
 
 
 def versioned(name: str) -> str:

@@ -245,11 +245,10 @@ def resolve(name: str) -> str:
     """
     name = name.strip()
     origin, _, what = name.partition(":")
-    names = {"brax": _brax_names, "playground": _playground_names}.get(origin)
-    if names is None:
+    if origin not in PACKAGES:
         registry.load(name)
         return name
-    known = {each.lower(): each for each in names()}
+    known = {each.lower(): each for each in PACKAGES[origin]()}
     if what.lower() not in known:
         raise UsageError(
             f"{origin} has no {what!r}; {registry.close(what, known.values())}"
@@ -398,6 +397,13 @@ def _wear_playground(name: str, env: Any) -> Outside:
             episode_length=episode_length(name),
             frame_skip=env.n_substeps,
         )
+
+
+PACKAGES: dict[str, Callable[[], list[str]]] = {
+    "brax": _brax_names,
+    "playground": _playground_names,
+}
+"""Packages with tasks, and the names of these; UsageError where one is missing."""
 
 
 def _load_playground(what: str, config: Any) -> Any:

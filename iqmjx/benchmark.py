@@ -1,10 +1,6 @@
-"""python -m iqmjx.benchmark: see `iqmjx.commands.benchmark`."""
+"""python -m iqmjx.benchmark: the command `iqmjx benchmark`."""
 
-from iqmjx.run import signals, terminal
+from iqmjx.__main__ import run
 
 if __name__ == "__main__":
-    signals.listen()  # before imports that take seconds
-    terminal.keep_going()
-    from iqmjx.commands import benchmark, cli
-
-    cli.run(benchmark.main, benchmark.FLAGS)
+    run("benchmark")

@@ -1,10 +1,6 @@
-"""python -m iqmjx.evaluate: see `iqmjx.commands.evaluate`."""
+"""python -m iqmjx.evaluate: the command `iqmjx evaluate`."""
 
-from iqmjx.run import signals, terminal
+from iqmjx.__main__ import run
 
 if __name__ == "__main__":
-    signals.listen()  # before imports that take seconds
-    terminal.keep_going()
-    from iqmjx.commands import cli, evaluate
-
-    cli.run(evaluate.main, evaluate.FLAGS)
+    run("evaluate")

@@ -1,10 +1,6 @@
-"""python -m iqmjx.experiment: see `iqmjx.commands.experiment`."""
+"""python -m iqmjx.experiment: the command `iqmjx experiment`."""
 
-from iqmjx.run import signals, terminal
+from iqmjx.__main__ import run
 
 if __name__ == "__main__":
-    stop = signals.listen(idle_exit=0)  # before imports that take seconds
-    terminal.keep_going()
-    from iqmjx.commands import cli, experiment
-
-    cli.run(lambda: experiment.main(stop), experiment.FLAGS, "file")
+    run("experiment")

@@ -1,10 +1,6 @@
-"""python -m iqmjx.report: see `iqmjx.commands.report`."""
+"""python -m iqmjx.report: the command `iqmjx report`."""
 
-from iqmjx.run import signals, terminal
+from iqmjx.__main__ import run
 
 if __name__ == "__main__":
-    signals.listen()  # before imports that take seconds
-    terminal.keep_going()
-    from iqmjx.commands import cli, report
-
-    cli.run(report.main, report.FLAGS)
+    run("report")

@@ -1,10 +1,6 @@
-"""python -m iqmjx.tabular: see `iqmjx.commands.tabular`."""
+"""python -m iqmjx.tabular: the command `iqmjx tabular`."""
 
-from iqmjx.run import signals, terminal
+from iqmjx.__main__ import run
 
 if __name__ == "__main__":
-    signals.listen()  # before imports that take seconds
-    terminal.keep_going()
-    from iqmjx.commands import cli, tabular
-
-    cli.run(tabular.main, tabular.FLAGS)
+    run("tabular")

@@ -1,10 +1,6 @@
-"""python -m iqmjx.train: see `iqmjx.commands.train`."""
+"""python -m iqmjx.train: the command `iqmjx train`."""
 
-from iqmjx.run import signals, terminal
+from iqmjx.__main__ import run
 
 if __name__ == "__main__":
-    stop = signals.listen(idle_exit=0)  # before imports that take seconds
-    terminal.keep_going()
-    from iqmjx.commands import cli, train
-
-    cli.run(lambda: train.main(stop), train.FLAGS)
+    run("train")

@@ -12,6 +12,7 @@ one JSON object.
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,20 +20,25 @@ from typing import Any
 import jax
 from absl import flags
 
-from iqmjx import loop, presets, strict_json
+from iqmjx import command_line, loop, presets, strict_json
 from iqmjx.commands import cli
 from iqmjx.config import Config
 from iqmjx.run import throughput
 
-_ROUNDS = flags.DEFINE_integer("rounds", 9, "Turns; rates are medians.", lower_bound=1)
-_CHUNKS = flags.DEFINE_integer("chunks", 4, "Chunks in a turn.", lower_bound=1)
-cli.define_config_flags()
+FLAGS = flags.FlagValues()
+_ROUNDS = flags.DEFINE_integer(
+    "rounds", 9, "Turns; rates are medians.", lower_bound=1, flag_values=FLAGS
+)
+_CHUNKS = flags.DEFINE_integer(
+    "chunks", 4, "Chunks in a turn.", lower_bound=1, flag_values=FLAGS
+)
+command_line.settings(FLAGS)
 
 
 def main() -> None:
     """Runs the command."""
     with cli.user_errors():
-        given = cli.given_settings()
+        given = command_line.given_settings(FLAGS)
         given.setdefault("num_seeds", 4)
         seeds = presets.resolve(given).config
         configs = {"seeds": seeds} | _solo(given, seeds)
@@ -94,4 +100,4 @@ def _turn(config: Config) -> Callable[[], float]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(sys.modules[__name__], sys.argv[1:])

@@ -17,6 +17,7 @@ The last two are computed by quadrature, and training must arrive there.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +26,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from iqmjx import agents, presets, strict_json
+from iqmjx import agents, command_line, presets, strict_json
 from iqmjx.commands import cli
 from iqmjx.replay import Transition
+
+FLAGS = flags.FlagValues()
+_OUT = command_line.path(
+    FLAGS, "out", "checkpoints/coordination", "Table and figure, without their endings."
+)
 
 CLASSES = ("multicategorical", "autoregressive", "gaussian", "flow")
 _BINNED = CLASSES[:2]
@@ -160,7 +166,7 @@ def learn(name: str, *, num_bins: int = NUM_BINS, steps: int = 4000) -> Learned:
 
 def main() -> None:
     """Runs the command."""
-    out = Path(flags.FLAGS.out)
+    out = Path(_OUT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
     rows, policies = [], {}
     for name in CLASSES:
@@ -210,8 +216,5 @@ def _quadratic(points: np.ndarray) -> np.ndarray:
     return np.column_stack([np.ones(len(points)), points, np.square(points)])
 
 
-if __name__ == "__main__":  # as a library it defines no flags
-    flags.DEFINE_string(
-        "out", "checkpoints/coordination", "Table and figure, without their endings."
-    )
-    cli.run(main)
+if __name__ == "__main__":
+    cli.run(sys.modules[__name__], sys.argv[1:])

@@ -10,6 +10,7 @@ Prints each episode's return, and whether it was a success.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,20 @@ from iqmjx.envs.adroit.hand import AdroitHand
 from iqmjx.errors import UsageError
 from iqmjx.run import gymnasium_play, saved_policy
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "As of iqmjx.evaluate.")
-_OUT = flags.DEFINE_string("out", None, "The .png file to write.")
-_EPISODES = flags.DEFINE_integer("episodes", 2, "Rows.", lower_bound=1)
-_FRAMES = flags.DEFINE_integer("frames", 6, "Frames in a row.", lower_bound=2)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the first reset.", lower_bound=0)
+FLAGS = flags.FlagValues()
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "As of iqmjx.evaluate.", flag_values=FLAGS
+)
+_OUT = flags.DEFINE_string("out", None, "The .png file to write.", flag_values=FLAGS)
+_EPISODES = flags.DEFINE_integer(
+    "episodes", 2, "Rows.", lower_bound=1, flag_values=FLAGS
+)
+_FRAMES = flags.DEFINE_integer(
+    "frames", 6, "Frames in a row.", lower_bound=2, flag_values=FLAGS
+)
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Of the first reset.", lower_bound=0, flag_values=FLAGS
+)
 _PIXELS = 200  # of a frame's sides
 _COLORS = 96  # of the picture: twelve frames take about 100 kB
 
@@ -87,4 +97,4 @@ def _write(rows: list[list[np.ndarray]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(sys.modules[__name__], sys.argv[1:])

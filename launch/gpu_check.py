@@ -35,15 +35,20 @@ from gpu_stages import STAGES
 from gpu_stages.scales import SCALES, Check
 from gpu_stages.summary import summarize
 
-from iqmjx import strict_json
+from iqmjx import command_line, strict_json
 from iqmjx.commands import cli
 from iqmjx.config import task_name
 from iqmjx.errors import UsageError
 
-_SCALE = flags.DEFINE_enum("scale", "full", list(SCALES), "How large.")
-_OUT = flags.DEFINE_string("out", "runs/gpu", "Where results go.")
-_STAGES = flags.DEFINE_list("stages", None, "Stages to run; all by default.")
-_ENV = flags.DEFINE_string("env", "humanoid", "Task.")
+FLAGS = flags.FlagValues()
+_SCALE = flags.DEFINE_enum(
+    "scale", "full", list(SCALES), "How large.", flag_values=FLAGS
+)
+_OUT = command_line.path(FLAGS, "out", "runs/gpu", "Where results go.")
+_STAGES = flags.DEFINE_list(
+    "stages", None, "Stages to run; all by default.", flag_values=FLAGS
+)
+_ENV = flags.DEFINE_string("env", "humanoid", "Task.", flag_values=FLAGS)
 
 
 def main() -> None:
@@ -93,4 +98,4 @@ def _measure(name: str, check: Check) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(sys.modules[__name__], sys.argv[1:])

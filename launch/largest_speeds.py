@@ -11,19 +11,23 @@ after any control step.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from absl import flags
 
-from iqmjx import acting, envs, strict_json
+from iqmjx import acting, command_line, envs, strict_json
 from iqmjx.commands import cli
 from iqmjx.run import saved_policy
 
-_ENVS = flags.DEFINE_list("envs", list(envs.REGISTRY), "Tasks, under random controls.")
-_POLICY = flags.DEFINE_string("policy", None, "A saved policy to play instead.")
-_WORLDS = flags.DEFINE_integer("worlds", 64, "Worlds.")
+FLAGS = flags.FlagValues()
+_ENVS = flags.DEFINE_list(
+    "envs", list(envs.REGISTRY), "Tasks, under random controls.", flag_values=FLAGS
+)
+_POLICY = command_line.path(FLAGS, "policy", None, "A saved policy to play instead.")
+_WORLDS = command_line.integer(FLAGS, "worlds", 64, "Worlds.")
 _HELD = 10  # control steps
 
 
@@ -79,4 +83,4 @@ def _report(name: str, choices: dict) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(sys.modules[__name__], sys.argv[1:])

@@ -3,10 +3,11 @@
     python -m tests.commands < COMMANDS
 
 where COMMANDS is a list in JSON of [name, arguments]; prints a list of [exit code, what
-it says on stderr].
+it prints, its errors].
 """
 
 import contextlib
+import importlib
 import io
 import json
 import subprocess
@@ -14,25 +15,30 @@ import sys
 
 from absl import flags
 
-from iqmjx.commands import benchmark, cli, evaluate, train
+from iqmjx.__main__ import COMMANDS
+from iqmjx.commands import cli
+from iqmjx.run.signals import Stop
 
-COMMANDS = {"train": train, "evaluate": evaluate, "benchmark": benchmark}
 
-
-def outcome(name: str, arguments: list[str]) -> tuple[int, str]:
-    """The exit code of iqmjx.<name> in this process, and what it says on stderr."""
-    command = COMMANDS[name]
+def outcome(name: str, arguments: list[str]) -> tuple[int, str, str]:
+    """A command in this process: its exit code, what it prints, and its errors."""
+    command = importlib.import_module(f"iqmjx.commands.{name}")
     for values in (flags.FLAGS, command.FLAGS):
         for flag in values:
             values[flag].unparse()
-    sys.argv = [name, *arguments]
-    said = io.StringIO()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+    printed, said = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
         try:
-            cli.run(command.main, command.FLAGS)
+            cli.run(command, arguments, *[Stop()] * COMMANDS[name].saves)
         except SystemExit as end:
-            return int(end.code or 0), said.getvalue()
-    raise AssertionError("a command ends by exiting")
+            return int(end.code or 0), printed.getvalue(), said.getvalue()
+    return 0, printed.getvalue(), said.getvalue()
+
+
+def printed(name: str, arguments: list[str]) -> tuple[int, str]:
+    """The exit code of a command, and what it prints."""
+    code, out, _ = outcome(name, arguments)
+    return code, out
 
 
 def outcomes(commands, **kwargs) -> list[subprocess.CompletedProcess]:
@@ -51,7 +57,9 @@ def outcomes(commands, **kwargs) -> list[subprocess.CompletedProcess]:
     assert done.returncode == 0
     return [
         subprocess.CompletedProcess(command, code, stderr=said)
-        for command, (code, said) in zip(commands, json.loads(done.stdout), strict=True)
+        for command, (code, _, said) in zip(
+            commands, json.loads(done.stdout), strict=True
+        )
     ]
 
 

@@ -19,8 +19,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from iqmjx import command_line as flag_parser
 from iqmjx import evaluation, loop
-from iqmjx.commands import cli
+from iqmjx.commands import train
 from iqmjx.run import trainer
 from iqmjx.settings import kind
 from tests import commands, toys
@@ -58,12 +59,13 @@ def random_arguments(rng: random.Random) -> dict[str, str]:
     """Flags of a small run (or of a preset), some of them at random."""
     small = rng.random() < 0.7
     given = dict(SMALL) if small else {"env": "hopper", "preset": "cpu"}
-    names = [*cli._settings, "preset"]
+    fields = flag_parser.fields(train.FLAGS)
+    names = [*fields, "preset"]
     for name in rng.sample(names, rng.randint(1, 4)):
         if rng.random() < 0.5:
             values = EDGES
         else:
-            values = NAMES.get(name) or ORDINARY[kind(cli._settings[name])]
+            values = NAMES.get(name) or ORDINARY[kind(fields[name])]
         given[name] = rng.choice(values)
     if rng.random() < 0.05:
         given[rng.choice(UNKNOWN)] = rng.choice(EDGES)
@@ -80,20 +82,15 @@ def refused_flag(message: str) -> tuple[str, str]:
     Raises:
         ValueError: where it is not one line that begins with it.
     """
-    forms = (
-        r"error: --(\w+) (.*?): .+\n",
-        r"error: Unknown command line flag '(\w+)'().*\n",
-    )
-    for form in forms:
-        if found := re.fullmatch(form, message):
-            return found[1], found[2]
+    if found := re.fullmatch(r"error: --(\w+)(?: (.*?))?: .+\n", message):
+        return found[1], found[2] or ""
     raise ValueError(f"no flag is named in one line: {message!r}")
 
 
 def advice(message: str) -> dict[str, str]:
     """What a refusal says to give instead; {}: only that a value is of no use."""
     flag, value = refused_flag(message)
-    if message.startswith("error: Unknown"):
+    if "there is no such flag" in message:
         return {}
     fix = message.split(": ", 2)[2].strip()
     number = r"(-?[\d.]+(?:e[+-]?\d+)?)"
@@ -130,7 +127,7 @@ def follow_advice(given: dict[str, str], folder: Path) -> list[str]:
     told, advised = [], {}
     while len(told) <= MOST_ADVICE:
         arguments = [*command_line(given), f"--logdir={folder}"]
-        code, said = commands.outcome("train", arguments)
+        code, _, said = commands.outcome("train", arguments)
         if code == 0:
             assert said == "" or said.startswith("warning: "), said
             return told
@@ -138,7 +135,7 @@ def follow_advice(given: dict[str, str], folder: Path) -> list[str]:
         assert not folder.exists(), said
         told.append(said)
         flag, value = refused_flag(said)
-        assert flag in given or flag in cli._settings, said
+        assert flag in given or flag in train.FLAGS, said
         assert advised.get(flag) != value, f"{told[-2:]}: advice is refused"
         advised |= advice(said)
         given = {name: given[name] for name in given if name != flag} | advice(said)

@@ -10,12 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import gymnasium
 import jax
 import pytest
+from absl import flags
 
-from iqmjx import cpu
+from iqmjx import command_line, cpu, envs
 from iqmjx.commands import cli
-from iqmjx.run import metrics
+from iqmjx.run import gymnasium_play, metrics
 from tests import commands, toys
 
 SETTINGS = [f"--{name}={value}" for name, value in toys.SMALL.items()]
@@ -64,9 +66,22 @@ JOIN = "--coordinator=localhost:65536 --num_processes=2 --process_id=0"
 
 BAD_INPUT = [
     ("train", "--env humanoyd", "--env humanoyd", "humanoid"),
+    ("train", "--env CartPole-v1", "--env CartPole-v1", "hopper, walker2d"),
+    ("train", "--env Humanoid-v4", "--env Humanoid-v4", "Humanoid-v5"),
+    ("train", "--env AdroitHandDoor-v3", "there is AdroitHandDoor-v2"),
     ("train", "--env hopper --num_envs 100", "--num_envs 100", "such as 32700"),
-    ("train", "--enb hopper", "enb", "env"),
-    ("train", "--num_envs many", "num_envs", "many"),
+    ("train", "--enb hopper", "--enb: ", "did you mean --env?"),
+    ("train", "--lr 1", "--lr: ", "did you mean --learning_rate"),
+    ("train", "--gamma 1", "--gamma: ", "did you mean --discounting?"),
+    ("train", "--tau=1", "--tau: ", "--temperature"),
+    ("train", "--n-envs 5", "--n-envs: ", "--num_envs"),
+    ("train", "--nolayernorm", "--nolayernorm: ", "did you mean --layer_norm?"),
+    ("train", "--log_dir here", "--log_dir: ", "did you mean --logdir?"),
+    ("train", "--verbosity 1", "--verbosity: there is no such flag"),
+    ("train", "--num_envs many", "--num_envs many: give a whole number"),
+    ("train", "--num_envs 1.5", "--num_envs 1.5: give a whole number"),
+    ("train", "--num_envs 1e999999999999", "give a whole number"),
+    ("train", "--env hopper --seed", "seed"),
     ("train", "--hidden_sizes 256,wide", "--hidden_sizes 256,wide"),
     ("train", "hopper", "unexpected argument 'hopper'"),
     ("train", f"--env hopper --max_replay_size {2**40}", "--max_replay_size"),
@@ -77,6 +92,8 @@ BAD_INPUT = [
     ("train", "--env hopper --logdir=", "--logdir", "give a folder"),
     ("train", JOIN, "--coordinator localhost:65536", "host:port"),
     ("evaluate", "", "--checkpoint"),
+    ("evaluate", "nowhere", "--checkpoint", "no saved policy"),
+    ("evaluate", "--checkpoint RUN RUN", "unexpected argument"),
     ("evaluate", "--checkpoint nowhere", "--checkpoint", "no saved policy"),
     ("evaluate", "--checkpoint RUN --episodes 0", "--episodes 0"),
     ("evaluate", f"--checkpoint RUN --episodes {2**31}", "--episodes", "from 1"),
@@ -115,6 +132,76 @@ def test_bad_input_is_refused(refusals, index, words):
     answers, folder = refusals
     assert_refused(answers[index], *words)
     assert not any(folder.iterdir())
+
+
+@pytest.mark.parametrize("ask", ["--help", "-h", "--helpfull"])
+def test_help_tells_the_settings_of_the_run_that_is_described(ask, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    asked = ["--env", "walker2d-v5", "--algo=m_iq", "--preset=cpu", ask]
+    code, said = commands.printed("train", asked)
+    assert code == 0
+    assert max(map(len, said.splitlines())) <= 80
+    words = " ".join(said.split())
+    for flag in ("--env NAME", "--logdir PATH", "--[no]layer_norm", "--num_envs N"):
+        assert flag in words
+    assert "[walker2d: flag; default humanoid]" in words
+    assert "[0.9: algo m_iq]" in words
+    assert "[131072: preset cpu, task walker2d; default 1048576]" in words
+    assert not re.search("absl|chex|orbax|--log_dir|--pdb", words)
+
+
+def test_help_shows_what_the_algorithm_has(monkeypatch):
+    _, said = commands.printed("train", ["--algo", "sac", "--help"])
+    assert "--temperature" in said and "--munchausen" not in said
+    assert "--policy" not in said
+
+
+def test_help_is_there_however_wrong_the_rest_is():
+    code, said = commands.printed("train", ["--num_envs", "many", "--help"])
+    assert code == 0 and "--num_envs N" in said
+
+
+@pytest.mark.parametrize("name", sorted(commands.COMMANDS))
+def test_every_command_has_help(name):
+    code, said = commands.printed(name, ["--help"])
+    assert code == 0 and f"usage: iqmjx {name}" in said
+
+
+def test_numbers_and_paths_are_read_as_people_write_them(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    own = flags.FlagValues()
+    command_line.settings(own, [])
+    folder = command_line.path(own, "logdir", None, "")
+    written = ["--num_timesteps=1e6", "--num_envs=1_024", "--seed=2.0"]
+    command_line.parse(own, [*written, "--logdir=~/runs"])
+    given = {"num_timesteps": 1_000_000, "num_envs": 1024, "seed": 2}
+    assert command_line.given_settings(own) == given
+    assert folder.value == "/home/someone/runs"
+
+
+def test_the_program_lists_its_commands():
+    lists = [sys.executable, "-m", "iqmjx"]
+    for line in ([], ["--help"]):
+        done = subprocess.run([*lists, *line], capture_output=True, text=True)
+        assert done.returncode == 0
+        for name in commands.COMMANDS:
+            assert re.search(rf"^  {name} ", done.stdout, re.MULTILINE)
+    wrong = subprocess.run([*lists, "trian"], capture_output=True, text=True)
+    assert_refused(wrong, "trian", "did you mean train?")
+
+
+def test_tasks_are_listed_with_their_sizes():
+    code, said = commands.printed("tasks", ["--json"])
+    listed = json.loads(said)
+    tasks = {row["env"]: row for row in listed["tasks"]}
+    assert code == 0 and tasks.keys() == envs.REGISTRY.keys()
+    for row in tasks.values():
+        if row["gymnasium"] in gymnasium.registry:
+            twin = gymnasium_play.make(envs.task_class(row["env"]))
+            assert (row["obs"],) == twin.observation_space.shape
+            assert (row["act"],) == twin.action_space.shape
+            assert row["steps"] == twin.spec.max_episode_steps
+    assert "mjx" in tasks["hopper"]["engines"] and "mjx" not in tasks["pen"]["engines"]
 
 
 def test_bad_input_ends_a_process_with_one_line(tmp_path):
@@ -393,9 +480,9 @@ def test_programs_are_kept_apart_by_what_the_cpu_can_do(tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(jax.config, "update", lambda _, value: folders.append(value))
-    for flags in ("flags: avx2", "flags: avx2 amx_bf16", "Features: asimd", "none"):
+    for line in ("flags: avx2", "flags: avx2 amx_bf16", "Features: asimd", "none"):
         info = tmp_path / "cpuinfo"
-        info.write_text(f"processor: 0\n{flags}\n")
+        info.write_text(f"processor: 0\n{line}\n")
         monkeypatch.setattr(cpu, "_INFO", info)
         cli.use_compilation_cache()
     assert len(set(folders)) == 4

@@ -258,7 +258,7 @@ def test_its_settings_are_flags_and_are_kept_in_the_run_folder(outside):
         ),
         (["--algo=made_up:Bold", "--steps_back=0"], "--steps_back 0: .*at least 1"),
         (["--algo=sac", "--boldness=1"], "boldness"),
-        (["--num_envs=1e3"], "--num_envs 1e3: give a whole number of at least 1"),
+        (["--num_envs=1e-3"], "--num_envs 1e-3: give a whole number of at least 1"),
         (["--env=os:getcwd"], "--env os:getcwd: it is no task: it has no reset"),
         (
             ["--env=builtins:dict"],
@@ -283,8 +283,10 @@ def test_the_script_of_an_installed_command_finds_the_working_directory(outside)
     script = outside / "elsewhere" / "script.py"
     script.parent.mkdir()
     script.write_text(
+        "import sys\n"
         "from iqmjx.commands import cli, train\n"
-        "cli.run(lambda: print(train.FLAGS.boldness), train.FLAGS)\n"
+        "train.main = lambda: print(train.FLAGS.boldness)\n"
+        "cli.run(train, sys.argv[1:])\n"
     )
     arguments = ["--boldness=0.5", "--algo=made_up:Bold"]
     result = subprocess.run(

@@ -384,8 +384,7 @@ def test_threads_are_given_where_mjx_may_run(
     if saved:
         Path("config.json").write_text(json.dumps({"config": saved}))
     told = {name: types.SimpleNamespace(value=value) for name, value in given.items()}
-    monkeypatch.setattr(cli.flags, "FLAGS", told)
-    assert cli._may_run_mjx() == expected
+    assert cli._may_run_mjx(told) == expected
 
 
 @pytest.mark.filterwarnings("ignore")  # brax's own imports

@@ -12,30 +12,30 @@ from typing import Any
 from absl import flags
 from rich import console, table
 
-from iqmjx import loop, presets, strict_json
+from iqmjx import command_line, loop, presets, strict_json
 from iqmjx.commands import cli
 from iqmjx.config import Config
 from iqmjx.errors import UsageError
 from iqmjx.run import memory, throughput
 
 FLAGS = flags.FlagValues()
-_PRESET, _JSON = cli.define_preset(FLAGS), cli.define_json(FLAGS)
+_PRESET, _JSON = command_line.preset(FLAGS), command_line.json(FLAGS)
 _SWEEP = flags.DEFINE_list(
     "sweep",
     None,
     "Numbers of worlds to measure one after another: 256,1024,4096.",
     flag_values=FLAGS,
 )
-_ROUNDS = flags.DEFINE_integer(
-    "rounds", 5, "Rounds; figures are medians over them.", flag_values=FLAGS
+_ROUNDS = command_line.integer(
+    FLAGS, "rounds", 5, "Rounds; figures are medians over them."
 )
-cli.define_config_flags(FLAGS)
+command_line.settings(FLAGS)
 
 
 def main() -> None:
     """Runs the command."""
     with cli.user_errors():
-        given = cli.given_settings(FLAGS)
+        given = command_line.given_settings(FLAGS)
         if _ROUNDS.value < 1:
             raise UsageError(f"--rounds {_ROUNDS.value}: give 1 or more")
         if _SWEEP.value:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from iqmjx import envs, evaluation, strict_json
+from iqmjx import command_line, envs, evaluation, strict_json
 from iqmjx.commands import cli
 from iqmjx.envs import physics as engines
 from iqmjx.errors import UsageError
@@ -19,11 +19,12 @@ from iqmjx.run.saved_policy import SavedPolicy
 from iqmjx.settings import LARGEST_INT, refuse
 
 FLAGS = flags.FlagValues()
-_CHECKPOINT = flags.DEFINE_string(
+POSITIONAL = "checkpoint"
+_CHECKPOINT = command_line.path(
+    FLAGS,
     "checkpoint",
     None,
     "A run folder, its policy/ or best/, or one step in them.",
-    flag_values=FLAGS,
 )
 _SIM = flags.DEFINE_enum(
     "sim",
@@ -33,22 +34,17 @@ _SIM = flags.DEFINE_enum(
     "engine (else the run's).",
     flag_values=FLAGS,
 )
-_EPISODES = flags.DEFINE_integer("episodes", 10, "Episodes to play.", flag_values=FLAGS)
+_EPISODES = command_line.integer(FLAGS, "episodes", 10, "Episodes to play.")
 _DETERMINISTIC = flags.DEFINE_bool(
     "deterministic",
     True,
     "Act by the policy's mode; --nodeterministic samples.",
     flag_values=FLAGS,
 )
-_SEED = flags.DEFINE_integer(
-    "seed", 0, "Seed of resets and of sampled actions.", flag_values=FLAGS
-)
-_JSON = cli.define_json(FLAGS)
-_VIDEO = flags.DEFINE_string(
-    "video",
-    None,
-    "Write the first episode to this .mp4 file (--sim gymnasium).",
-    flag_values=FLAGS,
+_SEED = command_line.integer(FLAGS, "seed", 0, "Seed of resets and of sampled actions.")
+_JSON = command_line.json(FLAGS)
+_VIDEO = command_line.path(
+    FLAGS, "video", None, "Write the first episode to this .mp4 file (--sim gymnasium)."
 )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
+from iqmjx import command_line
 from iqmjx.commands import cli
 from iqmjx.commands.report import tell
 from iqmjx.envs.physics.native import cpus
@@ -19,23 +20,21 @@ from iqmjx.run.signals import Stop
 from iqmjx.settings import LARGEST_INT, refuse
 
 FLAGS = flags.FlagValues()
-_FILE = flags.DEFINE_string(
-    "file",
-    None,
-    "The experiment, such as launch/experiments/figure2.toml.",
-    flag_values=FLAGS,
+POSITIONAL = "file"
+_FILE = command_line.path(
+    FLAGS, "file", None, "The experiment, such as launch/experiments/figure2.toml."
 )
 _SCALE = flags.DEFINE_string(
     "scale", "smoke", "How large: a name of the file's.", flag_values=FLAGS
 )
-_OUT = flags.DEFINE_string(
+_OUT = command_line.path(
+    FLAGS,
     "out",
     None,
     "Where all goes (default: checkpoints/experiments/<file>-<scale>).",
-    flag_values=FLAGS,
 )
-_PARALLEL = flags.DEFINE_integer(
-    "parallel", 1, "Runs at a time, each on a share of the CPUs.", flag_values=FLAGS
+_PARALLEL = command_line.integer(
+    FLAGS, "parallel", 1, "Runs at a time, each on a share of the CPUs."
 )
 _SLURM = flags.DEFINE_bool(
     "slurm",

@@ -12,19 +12,21 @@ from pathlib import Path
 
 from absl import flags
 
+from iqmjx import command_line
 from iqmjx.commands import cli
 from iqmjx.errors import UsageError
 from iqmjx.experiments import report
 
 FLAGS = flags.FlagValues()
-_CURVES = flags.DEFINE_string(
-    "curves", None, "Where curves are: an experiment's curves/.", flag_values=FLAGS
+POSITIONAL = "curves"
+_CURVES = command_line.path(
+    FLAGS, "curves", None, "Where curves are: an experiment's curves/."
 )
-_OUT = flags.DEFINE_string(
+_OUT = command_line.path(
+    FLAGS,
     "out",
     None,
     "Files to write, without their endings (default: report, beside the curves).",
-    flag_values=FLAGS,
 )
 
 

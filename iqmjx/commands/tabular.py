@@ -11,15 +11,14 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
+from iqmjx import command_line
 from iqmjx.theory import tabular
 
 FLAGS = flags.FlagValues()
 _SEED = flags.DEFINE_integer(
     "seed", 0, "Seed of the MDPs and errors.", lower_bound=0, flag_values=FLAGS
 )
-_OUT = flags.DEFINE_string(
-    "out", "tabular.png", "Where the figure goes.", flag_values=FLAGS
-)
+_OUT = command_line.path(FLAGS, "out", "tabular.png", "Where the figure goes.")
 _TEMPERATURE = 0.5
 
 

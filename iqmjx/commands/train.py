@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 from rich import console, table
 
-from iqmjx import loop, parallel, presets
+from iqmjx import command_line, loop, parallel, presets
 from iqmjx.commands import cli
 from iqmjx.errors import UsageError
 from iqmjx.presets import Resolved
@@ -21,12 +21,9 @@ from iqmjx.run.terminal import plain
 from iqmjx.settings import LARGEST_INT, refuse
 
 FLAGS = flags.FlagValues()
-_PRESET = cli.define_preset(FLAGS)
-_LOGDIR = flags.DEFINE_string(
-    "logdir",
-    None,
-    "The run's folder (default: a new one under checkpoints/).",
-    flag_values=FLAGS,
+_PRESET = command_line.preset(FLAGS)
+_LOGDIR = command_line.path(
+    FLAGS, "logdir", None, "The run's folder (default: a new one under checkpoints/)."
 )
 _RESUME = flags.DEFINE_bool(
     "resume",
@@ -41,13 +38,13 @@ _COORDINATOR = flags.DEFINE_string(
     "Slurm's and Open MPI's find each other.",
     flag_values=FLAGS,
 )
-_NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", None, "How many there are.", flag_values=FLAGS
+_NUM_PROCESSES = command_line.integer(
+    FLAGS, "num_processes", None, "How many there are."
 )
-_PROCESS_ID = flags.DEFINE_integer(
-    "process_id", None, "Which of them this is, from 0.", flag_values=FLAGS
+_PROCESS_ID = command_line.integer(
+    FLAGS, "process_id", None, "Which of them this is, from 0."
 )
-cli.define_config_flags(FLAGS)
+command_line.settings(FLAGS)
 
 
 def main(stop: Stop | None = None) -> None:
@@ -148,7 +145,7 @@ def _settings() -> tuple[bool, Resolved]:
     `--resume` begins a run where there is none yet, if the flags name its task: the
     same command line can be given until the run has ended.
     """
-    given = cli.given_settings(FLAGS)
+    given = command_line.given_settings(FLAGS)
     if _LOGDIR.value == "":
         raise UsageError("--logdir '': give a folder, or leave the flag out")
     if not _RESUME.value:

@@ -29,8 +29,7 @@ from typing import Any
 
 from absl import flags
 
-from iqmjx import envs, presets
-from iqmjx.commands import cli
+from iqmjx import command_line, envs, presets
 from iqmjx.errors import UsageError
 from iqmjx.settings import LARGEST_INT
 
@@ -181,15 +180,10 @@ def _run(
 def _env_steps(arguments: list[str]) -> int:
     """How many env steps iqmjx.train takes with these flags."""
     own = flags.FlagValues()
-    preset = cli.define_preset(own)
-    cli.define_config_flags(own)
-    try:
-        rest = own(["train", *arguments])
-    except flags.Error as error:
-        raise UsageError(" ".join(str(error).split())) from error
-    if len(rest) > 1:
-        raise UsageError(f"unexpected argument {rest[1]!r}: give --name value")
-    config = presets.resolve(cli.given_settings(own), preset.value).config
+    preset = command_line.preset(own)
+    command_line.settings(own, arguments)
+    command_line.parse(own, arguments)
+    config = presets.resolve(command_line.given_settings(own), preset.value).config
     if config.num_seeds > 1:
         raise UsageError("--num_seeds: seeds are named in the file")
     return config.total_env_steps
