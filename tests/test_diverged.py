@@ -381,7 +381,7 @@ def test_of_no_episode_there_is_no_mean(capsys):
     assert row["eval/sampled_episode_reward"] == 1 and row["eval/diverged"] == 2
     with progress.Progress(10) as shown:
         shown.evaluated(5, [row, row | {"eval/episode_reward": 7.0}])
-    assert "4 episodes left the numbers" in capsys.readouterr().out
+    assert "4 episodes left out" in capsys.readouterr().out
 
 
 def test_evaluate_prints_null_and_says_how_many_are_left_out(unsound_run):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
+import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -64,6 +66,15 @@ def footprint(setup: loop.Setup) -> dict[str, int]:
         "evaluation": int(playing) if config.num_evals else 0,
         "metrics": 4 * (of_steps + of_updates),
     }
+
+
+def peak() -> int:
+    """The most memory held so far, bytes: a device's, or this process's on a CPU."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    kibibytes_or_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kibibytes_or_bytes * (1 if sys.platform == "darwin" else 1024)
 
 
 def tree_bytes(tree: Any) -> int:

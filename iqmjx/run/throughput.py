@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +24,7 @@ from iqmjx.envs import vector
 from iqmjx.envs.physics import silence
 from iqmjx.parallel import BY_SEED, BY_SHARD
 from iqmjx.replay import Transition
+from iqmjx.run import memory
 
 _SECONDS = 1.0
 """Least time that each part runs for in each round."""
@@ -114,7 +113,7 @@ def measure(config: Config, rounds: int, trace: str | None = None) -> dict[str, 
         "updates_per_second": updates_in_training,
         "samples_per_second": updates_in_training * config.batch_size,
         "efficiency": efficiency,
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": memory.peak(),
     }
     if setup.env.frame_skip is not None:
         rate = steps["physics"] * setup.env.frame_skip
@@ -340,15 +339,6 @@ def _rollout_pair(setup: loop.Setup) -> tuple[Callable[[], Any], Callable[[], An
             return pool.rollout(model, data, states, held)[0]
 
     return lambda: in_scan(worlds, jnp.asarray(controls)), raw
-
-
-def _peak_memory() -> int:
-    """Bytes: the accelerator's peak, or this process's on a CPU."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"]
-    kibibytes_or_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kibibytes_or_bytes * (1 if sys.platform == "darwin" else 1024)
 
 
 def machine() -> dict[str, Any]:

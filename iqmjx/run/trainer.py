@@ -154,6 +154,7 @@ class _Run:
         saves = _spread(config.num_checkpoints, config, include_start=False)
         if fresh and 0 in evaluations:
             self._evaluate(state)
+        self._progress.begin(env_steps)
         with stop.deferred(self._progress.say):
             while self.env_steps < config.total_env_steps:
                 if _agree(stop.requested):
@@ -218,7 +219,12 @@ class _Run:
             row["training/sps"] = (self.env_steps - before) / (now - start)
             row["training/walltime"] = now - self._start
         self._write(rows)
-        self._progress.trained(self.env_steps, rows)
+        if learning is None:
+            self._progress.begin(
+                self.env_steps
+            )  # its speed tells nothing of training's
+        else:
+            self._progress.trained(self.env_steps, rows)
         self._keep_offenders(steps)
         self._refuse_divergence(before, rows)
         return state
@@ -239,8 +245,9 @@ class _Run:
         start = time.perf_counter()
         actors = loop.average_actors(self._setup, state)
         phase = np.uint32(self.env_steps % 2**32)
-        episodes = self._play(actors, self._greedy, self._numbers, phase)
-        actors, episodes = parallel.to_host((actors, episodes))
+        with self._progress.doing("evaluating"):
+            episodes = self._play(actors, self._greedy, self._numbers, phase)
+            actors, episodes = parallel.to_host((actors, episodes))
         now = time.perf_counter()
         rows = []
         for index in range(self._config.num_seeds):
