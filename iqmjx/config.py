@@ -327,7 +327,7 @@ class Config:
 
 SCHEDULE = ("num_timesteps", "num_evals", "num_checkpoints", "loggers")
 """Settings that say when a run ends, and when and where it is looked at: not what it
-learns on the way (but for an annealed learning rate, which reaches 0 at num_timesteps).
+learns on the way (but for a learning rate that falls until num_timesteps).
 """
 
 

@@ -94,7 +94,7 @@ _CPU_AND_GPU = (
     Layer(
         preset=("cpu", "gpu"),
         algo=_ALL,
-        settings={"learning_rate": 1e-3, "anneal_learning_rate": True},
+        settings={"learning_rate": 1e-3, "learning_rate_decay": 1.0},
     ),
     # 1.7 times the updates on one core, and on HalfCheetah the scores of float32; other
     # tasks are not compared (recipe.md).
@@ -196,7 +196,7 @@ _PAPER = (
         algo=_ALL,
         settings={
             "learning_rate": 3e-4,
-            "anneal_learning_rate": False,
+            "learning_rate_decay": 0.0,
             "discounting": 0.99,
             "target_rate": 0.005,
             "average_rate": 1.0,

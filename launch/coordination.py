@@ -123,7 +123,7 @@ def learn(name: str, *, num_bins: int = NUM_BINS, steps: int = 4000) -> Learned:
             "hidden_sizes": (64, 64),
             "advantage_scale": 2.0,
             "learning_rate": 3e-3,
-            "anneal_learning_rate": True,
+            "learning_rate_decay": 1.0,
             "num_timesteps": steps,
             "num_envs": 1,
             "chunk_steps": 1,

@@ -54,7 +54,7 @@ TESTS = {
     "envs/vector.py": ("vector", f"loop -k {_TOYS}", *_LOOP),
     "iqmjx/replay.py": ("replay", *_LOOP),
     "iqmjx/agents/__init__.py": ("extensions", "config"),
-    "iqmjx/agents/base.py": (_RANGES, "agents loop -k average or annealed", *_AGENT),
+    "iqmjx/agents/base.py": (_RANGES, "agents loop -k average or step_size", *_AGENT),
     "iqmjx/agents/iq.py": (_RANGES, *_AGENT),
     "iqmjx/agents/sac.py": ("sac", *_AGENT),
     "iqmjx/policies/__init__.py": ("extensions", "config"),

@@ -102,12 +102,12 @@ def test_without_a_warm_up_training_begins_with_a_chunk():
 
 
 @pytest.mark.parametrize("algo", ["iq", "sac"])
-def test_annealed_step_size_is_zero_after_the_last_update(algo):
+def test_a_step_size_that_decays_wholly_is_zero_after_the_last_update(algo):
     """Of the networks and of the temperature."""
     adapts = {} if algo == "sac" else {"target_entropy": 0.5}
     config = toys.config(
         algo=algo,
-        anneal_learning_rate=True,
+        learning_rate_decay=1.0,
         min_replay_size=60,
         num_timesteps=64 + 96,
         **adapts,
@@ -128,15 +128,16 @@ def test_annealed_step_size_is_zero_after_the_last_update(algo):
     chex.assert_trees_all_close(before, learned(), atol=1e-9)
 
 
-def test_annealed_step_size_falls_linearly():
-    """Halfway, Adam's first step moves each parameter by half the learning rate."""
-    config = toys.config(anneal_learning_rate=True)
+@pytest.mark.parametrize(("decay", "share"), [(1.0, 0.5), (0.9, 0.55), (0.5, 0.75)])
+def test_the_step_size_falls_linearly(decay, share):
+    """Halfway, Adam's first step moves parameters by this share of the rate."""
+    config = toys.config(learning_rate_decay=decay)
     params, gradients = jnp.array([1.0, -2.0]), jnp.array([3.0, -0.1])
     optimizer = optax.adam(base.learning_rate(config))
     adam, schedule = optimizer.init(params)
     half = schedule._replace(count=jnp.array(config.num_updates // 2))
     updates, _ = optimizer.update(gradients, (adam, half))
-    step = config.algorithm.learning_rate / 2
+    step = config.algorithm.learning_rate * share
     np.testing.assert_allclose(updates, [-step, step], rtol=1e-4)
 
 

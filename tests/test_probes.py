@@ -75,7 +75,7 @@ def test_probes(algo):
         max_replay_size=2**12,
         hidden_sizes=(32, 32),
         learning_rate=3e-3,
-        anneal_learning_rate=True,
+        learning_rate_decay=1.0,
         target_rate=0.05,
         average_rate=0.05,
         discounting=DISCOUNT,

@@ -78,7 +78,7 @@ SMALL = {
     "hidden_sizes": (16, 16),
     "compute_dtype": "float32",
     "learning_rate": 3e-4,
-    "anneal_learning_rate": False,
+    "learning_rate_decay": 0.0,
     "discounting": 0.99,
     "advantage_scale": 0.1,
     "value_scale": 1.0,

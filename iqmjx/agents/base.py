@@ -34,10 +34,13 @@ class Settings:
     learning_rate: float = setting(
         3e-4, "Adam's step size.", at_least=_LEAST_RATE, at_most=1
     )
-    anneal_learning_rate: bool = setting(
-        False,
-        "Let Adam's step size fall linearly, to 0 at the end of training; resuming "
-        "with more --num_timesteps raises it again.",
+    learning_rate_decay: float = setting(
+        0.0,
+        "Share of the step size that is gone at the end of training, where it falls "
+        "linearly: 0, it is constant; 1, it falls to 0. Resuming with more "
+        "--num_timesteps raises it again.",
+        at_least=0,
+        at_most=1,
     )
     discounting: float = setting(
         0.99,
@@ -89,11 +92,12 @@ class Settings:
 
 
 def learning_rate(config: Config) -> optax.ScalarOrSchedule:
-    """Adam's step size in a run, constant or falling linearly to 0."""
+    """Adam's step size in a run, constant or falling linearly."""
     settings: Settings = config.algorithm
-    if not settings.anneal_learning_rate:
+    if not settings.learning_rate_decay:
         return settings.learning_rate
-    return optax.linear_schedule(settings.learning_rate, 0.0, config.num_updates)
+    last = settings.learning_rate * (1 - settings.learning_rate_decay)
+    return optax.linear_schedule(settings.learning_rate, last, config.num_updates)
 
 
 def descend(

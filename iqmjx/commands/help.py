@@ -33,7 +33,7 @@ _GROUPS = {
     ),
     "Updates": (
         *("grad_updates_per_step", "batch_size", "learning_rate"),
-        *("anneal_learning_rate", "discounting", "target_rate", "average_rate"),
+        *("learning_rate_decay", "discounting", "target_rate", "average_rate"),
     ),
     "Networks": (
         *("hidden_sizes", "layer_norm", "zero_last_layer", "num_value_networks"),

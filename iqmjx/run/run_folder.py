@@ -273,6 +273,8 @@ def _flat(saved: dict[str, Any], where: str) -> dict[str, Any]:
         values = _from_flat_file(saved)
     if values.get("env") in _VERSION_1:
         values["env"] += "-v1"
+    if "anneal_learning_rate" in values:
+        values["learning_rate_decay"] = float(values.pop("anneal_learning_rate"))
     return values
 
 

@@ -1,0 +1,107 @@
+"""README and docs: links lead somewhere, commands and code do what they show."""
+
+import contextlib
+import importlib
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from iqmjx import command_line
+from iqmjx.__main__ import COMMANDS
+from iqmjx.run import metrics
+from tests import test_cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+ELSEWHERE = ("python3 -m venv", "pip install", "sbatch", "kubectl", "apt ")
+"""Installations and clusters, which have tests of their own."""
+TRAINING = 100.0
+"""Seconds after which a training is stopped, if it lasts that long."""
+
+
+def named(path):
+    return str(path.relative_to(ROOT))
+
+
+def commands(page):
+    """The commands of a page's blocks, each as a list of words."""
+    for language, text in BLOCK.findall(page.read_text()):
+        if language in ("", "sh") and not text.lstrip().startswith(("@", "for ")):
+            for line in text.replace("\\\n", " ").splitlines():
+                if line.strip() and not line.startswith(ELSEWHERE):
+                    yield shlex.split(line, comments=True)
+
+
+def in_process(words):
+    """The name and arguments of a command of iqmjx; None where it is another."""
+    if words[0] == "iqmjx":
+        return words[1:2], words[2:]
+    if words[:2] == ["python", "-m"] and words[2].startswith("iqmjx."):
+        return [words[2].removeprefix("iqmjx.")], words[3:]
+    return None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_to_files(page):
+    for target in LINK.findall(page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_commands_have_the_flags_that_are_shown(page):
+    for words in commands(page):
+        found = in_process([word for word in words if word != "&"])
+        if found is None or not found[0]:
+            continue
+        (name,), arguments = found
+        assert name in COMMANDS, words
+        module = importlib.import_module(f"iqmjx.commands.{name}")
+        if "--help" not in arguments:
+            positional = getattr(module, "POSITIONAL", None)
+            command_line.parse(module.FLAGS, arguments, positional)
+        for flag in module.FLAGS:
+            module.FLAGS[flag].unparse()
+
+
+def test_the_glossary_has_every_metric(tmp_path):
+    folder = tmp_path / "run"
+    result = test_cli.command("train", *test_cli.SETTINGS, "--logdir", folder)
+    assert result.returncode == 0, result.stderr
+    known = set(re.findall(r"`([\w/.]+)`", (ROOT / "docs/metrics.md").read_text()))
+    told = {name for row in metrics.read(folder) for name in row}
+    assert {name for name in told - known if not name.startswith("task/")} == set()
+
+
+def run_command(words, cwd):
+    """Runs a command as printed; a training is stopped after a while, and saved."""
+    program = [sys.executable, "-m", "iqmjx"] if words[0] == "iqmjx" else words[:1]
+    program = [sys.executable] if words[0] == "python" else program
+    process = subprocess.Popen(
+        [*program, *words[1:]],
+        cwd=cwd,
+        env=test_cli.environment() | {"MUJOCO_GL": os.environ.get("MUJOCO_GL", "")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if "train" in " ".join(words[:3]):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(TRAINING)
+        process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=1800)
+    assert process.returncode == 0, (words, output)
+    time.sleep(0)
+    return output
