@@ -15,6 +15,7 @@ from iqmjx.envs.physics import native
 from iqmjx.errors import UsageError
 from iqmjx.experiments import plan
 from tests import test_cli
+from tests.test_extensions import MODULE
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "launch/experiments").glob("*.toml"))
@@ -103,6 +104,18 @@ def test_what_a_file_cannot_say_is_told_with_its_name(tiny, old, new, words):
         plan.load(tiny, "large")
     for word in (str(tiny), *words):
         assert word in str(told.value)
+
+
+def test_a_variant_s_algorithm_has_its_own_settings(tiny, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "bolder.py").write_text(MODULE)
+    with_own = '"--algo bolder:Bold --boldness 0.5"'
+    tiny.write_text(TINY.replace('"--algo iq"', with_own))
+    run = plan.load(tiny, "small").runs[0]
+    assert run.arguments[-2:] == ("--boldness", "0.5") and run.env_steps == 576
+    tiny.write_text(TINY.replace('"--algo iq"', with_own.replace("boldness", "bold")))
+    with pytest.raises(UsageError, match=r"IQ on hopper: .*--bold: there is no such flag"):
+        plan.load(tiny, "small")
 
 
 def test_scales_and_variants_that_are_not_there_are_told(tiny, tmp_path):

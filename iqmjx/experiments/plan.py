@@ -24,6 +24,7 @@ import dataclasses
 import re
 import shlex
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,13 +178,22 @@ def _run(
     return Run(name, variant, seed, tuple(arguments), env_steps, scale["episodes"])
 
 
-def _env_steps(arguments: list[str]) -> int:
-    """How many env steps iqmjx.train takes with these flags."""
+def settings(arguments: Sequence[str]) -> presets.Resolved:
+    """The settings that iqmjx.train has with these flags.
+
+    Raises:
+        UsageError: where they cannot be parsed, or used; the message names the flag.
+    """
     own = flags.FlagValues()
     preset = command_line.preset(own)
     command_line.settings(own, arguments)
     command_line.parse(own, arguments)
-    config = presets.resolve(command_line.given_settings(own), preset.value).config
+    return presets.resolve(command_line.given_settings(own), preset.value)
+
+
+def _env_steps(arguments: Sequence[str]) -> int:
+    """How many env steps iqmjx.train takes with these flags."""
+    config = settings(arguments).config
     if config.num_seeds > 1:
         raise UsageError("--num_seeds: seeds are named in the file")
     return config.total_env_steps
