@@ -1,6 +1,6 @@
 """Makes the runs of an experiment on a Slurm cluster: one job array, by submitit.
 
-    OUT/jobs/<run>       the number of a run's job
+    OUT/jobs/<training>  the number of a training's job
     OUT/jobs/slurm/      submitit's files: what each job printed, and its error
 
 A job that is preempted, or near its time limit, saves its run and goes back into the
@@ -19,7 +19,7 @@ from typing import Any
 
 from iqmjx.errors import RunError, UsageError
 from iqmjx.experiments import runner
-from iqmjx.experiments.plan import Run
+from iqmjx.experiments.plan import Training
 
 _POLL_SECONDS = 5.0
 _TIMEOUTS = 1000
@@ -27,14 +27,14 @@ _TIMEOUTS = 1000
 
 
 class Job:
-    """One run, as submitit calls it on a node."""
+    """One training, as submitit calls it on a node."""
 
-    def __init__(self, out: Path, run: Run):
-        self._out, self._run = out, run
+    def __init__(self, out: Path, training: Training):
+        self._out, self._training = out, training
 
     def __call__(self) -> None:
         try:
-            runner.make(self._out, self._run, print)
+            runner.make(self._out, self._training, print)
         except runner.StoppedError:
             # SIGTERM, to all of a job's processes: it was cancelled, or is preempted.
             # One that ends within the time of grace is not put back by Slurm.
@@ -67,16 +67,16 @@ def parse_options(words: Sequence[str]) -> dict[str, Any]:
 
 def make_all(
     out: Path,
-    runs: Sequence[Run],
+    trainings: Sequence[Training],
     parallel: int,
     options: Mapping[str, Any],
     say: Callable[[str], None],
 ) -> None:
-    """Submits the runs that have no curve, and waits for all.
+    """Submits what has no job yet, and waits for all.
 
     Args:
         out: the experiment's folder, which all nodes see.
-        runs: the runs.
+        trainings: what there is to do: see `runner.left`.
         parallel: how many jobs may run at a time.
         options: see `parse_options`.
         say: is told a line about what happens.
@@ -86,24 +86,24 @@ def make_all(
         RunError: where jobs end without a curve.
     """
     out = out.absolute()
-    missing = [run for run in runs if not runner.is_finished(out, run)]
     queued = _queued()
-    jobs = {run: _job_of(out, run) for run in missing}
-    new = [run for run in missing if jobs[run] not in queued]
+    jobs = {training: _job_of(out, training) for training in trainings}
+    new = [training for training in trainings if jobs[training] not in queued]
     if new:
         jobs |= _submit(out, new, parallel, options)
         say(f"{len(new)} jobs submitted; to wait for them anew, give the command again")
-    while missing:
+    waiting, failed = list(trainings), []
+    while waiting:
         time.sleep(_POLL_SECONDS)
         queued = _queued()
-        ended = [run for run in missing if jobs[run] not in queued]
-        for run in ended:
-            whole = runner.is_finished(out, run)
-            say(f"{run.name}: ended {'with its' if whole else 'without a'} curve")
-        missing = [run for run in missing if run not in ended]
-    if failed := [run.name for run in runs if not runner.is_finished(out, run)]:
+        for training in [t for t in waiting if jobs[t] not in queued]:
+            waiting.remove(training)
+            whole = all(runner.is_finished(out, run) for run in training.runs)
+            failed += [] if whole else [training.name]
+            say(f"{training.name}: ended {'with its' if whole else 'without a'} curve")
+    if failed:
         raise RunError(
-            f"{len(failed)} runs have no curve: {', '.join(failed)}; see "
+            f"{len(failed)} jobs made no curve: {', '.join(failed)}; see "
             f"{_logs(out)} and runs/*.log; the same command tries them again"
         )
 
@@ -128,19 +128,19 @@ def _logs(out: Path) -> Path:
     return out / "jobs" / "slurm"
 
 
-def _job_file(out: Path, run: Run) -> Path:
-    return out / "jobs" / run.name
+def _job_file(out: Path, training: Training) -> Path:
+    return out / "jobs" / training.name
 
 
-def _job_of(out: Path, run: Run) -> str:
-    """The number of a run's last job; '' without one."""
-    path = _job_file(out, run)
+def _job_of(out: Path, training: Training) -> str:
+    """The number of a training's last job; '' without one."""
+    path = _job_file(out, training)
     return path.read_text() if path.exists() else ""
 
 
 def _submit(
-    out: Path, runs: Sequence[Run], parallel: int, options: Mapping[str, Any]
-) -> dict[Run, str]:
+    out: Path, new: Sequence[Training], parallel: int, options: Mapping[str, Any]
+) -> dict[Training, str]:
     try:
         import submitit
     except ImportError as error:
@@ -156,10 +156,10 @@ def _submit(
         )
     except (NameError, TypeError, ValueError) as error:
         raise UsageError(f"--slurm_options: {error}") from error
-    jobs = executor.submit_array([Job(out, run) for run in runs])
-    numbers = {run: job.job_id for run, job in zip(runs, jobs, strict=True)}
-    for run, number in numbers.items():
-        _job_file(out, run).write_text(number)
+    jobs = executor.submit_array([Job(out, training) for training in new])
+    numbers = {training: job.job_id for training, job in zip(new, jobs, strict=True)}
+    for training, number in numbers.items():
+        _job_file(out, training).write_text(number)
     return numbers
 
 

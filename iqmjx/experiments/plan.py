@@ -14,8 +14,10 @@
     flags = "--preset cpu --num_evals 21"  # of every run
     tasks = { hopper = "--num_timesteps 1000000" }  # of a task's; not needed
     variants = ["IQ"]                      # some of them; not needed
+    pack_seeds = false                     # several seeds in one process; not needed
 
-Later flags win: the scale's, the task's, the variant's.
+Later flags win: the scale's, the task's, the variant's. A file may also have the tables
+`search` and `normalize`, of a study: see `iqmjx.experiments.search`.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import dataclasses
 import re
 import shlex
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +38,26 @@ from iqmjx.settings import LARGEST_INT
 
 RANDOM = "random"
 """The variant that plays uniformly random actions, and is not trained."""
-_FILE = {"title": str, "tasks": list, "random": bool, "variants": dict, "scales": dict}
+_FILE = {
+    "title": str,
+    "tasks": list,
+    "random": bool,
+    "variants": dict,
+    "scales": dict,
+    "search": dict,
+    "normalize": dict,
+}
 _SCALE = {
     "seeds": list,
     "episodes": int,
     "flags": str,
     "tasks": dict,
     "variants": list,
+    "pack_seeds": bool,
 }
-_OPTIONAL = ("random", "scales.tasks", "scales.variants", "scales.flags")
+_OPTIONAL = ("random", "search", "normalize") + tuple(
+    f"scales.{name}" for name in ("tasks", "variants", "flags", "pack_seeds")
+)
 _NOUNS = {
     str: "a text",
     list: "a list",
@@ -75,10 +88,56 @@ class Run:
     episodes: int
 
     @property
+    def stem(self) -> str:
+        """What the files of all its seeds begin with."""
+        variant = re.sub(r"[^a-z0-9.]+", "-", self.variant.lower()).strip("-")
+        return f"{self.task}-{variant}"
+
+    @property
     def name(self) -> str:
         """What its files are called."""
-        variant = re.sub(r"[^a-z0-9.]+", "-", self.variant.lower()).strip("-")
-        return f"{self.task}-{variant}-seed{self.seed}"
+        return f"{self.stem}-seed{self.seed}"
+
+    def varied(self, variant: str, more: Sequence[str]) -> Run:
+        """The run with more flags, under another name.
+
+        Raises:
+            UsageError: where iqmjx.train refuses them.
+        """
+        arguments = (*self.arguments, *more)
+        env_steps = setting_flags.resolve(arguments).config.total_env_steps
+        return dataclasses.replace(
+            self, variant=variant, arguments=arguments, env_steps=env_steps
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What one process trains: a run, or a pack of seeds of one task and variant.
+
+    Attributes:
+        runs: those of its seeds whose curves are wanted.
+        seeds: all that it trains.
+    """
+
+    runs: tuple[Run, ...]
+    seeds: range
+
+    @property
+    def name(self) -> str:
+        """What its folder is called."""
+        if len(self.seeds) == 1:
+            return self.runs[0].name
+        return f"{self.runs[0].stem}-seeds{self.seeds[0]}-{self.seeds[-1]}"
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Flags of iqmjx.train, but for --logdir."""
+        arguments = self.runs[0].arguments
+        if len(self.seeds) == 1:
+            return arguments
+        pack = ("--seed", str(self.seeds[0]), "--num_seeds", str(len(self.seeds)))
+        return (*arguments, *pack)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,15 +148,54 @@ class Experiment:
         title: what the report is called.
         variants: their names, in the file's order.
         runs: seeds first vary last: what is half done compares all variants.
+        pack_seeds: whether seeds are trained in packs: see `trainings`.
+        search: the ranges of a study, as the file has them.
+        normalize: a study's scores by task that count as 0 and 1, as the file has them.
     """
 
     title: str
     variants: tuple[str, ...]
     runs: tuple[Run, ...]
+    pack_seeds: bool
+    search: dict[str, Any]
+    normalize: dict[str, Any]
 
 
-def load(path: Path, scale: str) -> Experiment:
+def trainings(runs: Iterable[Run], pack_seeds: bool) -> list[Training]:
+    """Divides runs among processes.
+
+    Args:
+        runs: the runs.
+        pack_seeds: whether one process trains all consecutive seeds of a task and
+            variant (`--num_seeds`). On a GPU or TPU that is little slower than one of
+            them; on a CPU it is no faster than one after the other.
+    """
+    if not pack_seeds:
+        return [Training((run,), range(run.seed, run.seed + 1)) for run in runs]
+    by_stem: dict[str, list[Run]] = {}
+    for run in runs:
+        by_stem.setdefault(run.stem, []).append(run)
+    found = []
+    for own in by_stem.values():
+        packs: list[list[Run]] = []
+        for run in sorted(own, key=lambda run: run.seed):
+            if packs and run.seed == packs[-1][-1].seed + 1:
+                packs[-1].append(run)
+            else:
+                packs.append([run])
+        for pack in packs:
+            seeds = range(pack[0].seed, pack[-1].seed + 1)
+            found.append(Training(tuple(pack), seeds))
+    return found
+
+
+def load(path: Path, scale: str, pack_seeds: bool | None = None) -> Experiment:
     """Reads an experiment, and checks the settings of every run.
+
+    Args:
+        path: the file.
+        scale: the name of one of its scales.
+        pack_seeds: in place of the scale's.
 
     Raises:
         UsageError: naming the file, what is wrong in it, and the fix.
@@ -109,12 +207,14 @@ def load(path: Path, scale: str) -> Experiment:
     except ValueError as error:  # UnicodeDecodeError and TOMLDecodeError
         raise UsageError(f"{path}: cannot be read ({error})") from error
     try:
-        return _experiment(content, scale)
+        return _experiment(content, scale, pack_seeds)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
 
 
-def _experiment(content: dict[str, Any], scale: str) -> Experiment:
+def _experiment(
+    content: dict[str, Any], scale: str, pack_seeds: bool | None
+) -> Experiment:
     _check(content, _FILE, "")
     if scale not in content["scales"]:
         known = ", ".join(content["scales"])
@@ -141,7 +241,12 @@ def _experiment(content: dict[str, Any], scale: str) -> Experiment:
     by_name = {run.name: run for run in runs}
     if len(by_name) < len(runs):
         raise UsageError("variants or seeds: two runs would have the same name")
-    return Experiment(content["title"], names, runs)
+    if pack_seeds is None:
+        pack_seeds = bool(chosen.get("pack_seeds", False))
+    for training in trainings(runs, pack_seeds) if pack_seeds else ():
+        setting_flags.resolve(training.arguments)
+    tables = (content.get(name, {}) for name in ("search", "normalize"))
+    return Experiment(content["title"], names, runs, pack_seeds, *tables)
 
 
 def _check(table: dict[str, Any], kinds: dict[str, type], where: str) -> None:

@@ -1,6 +1,6 @@
 """Makes the runs of an experiment on this machine.
 
-    OUT/runs/<run>/         run folders, and <run>.log, what iqmjx.train printed
+    OUT/runs/<training>/    run folders, and <training>.log, what iqmjx.train printed
     OUT/curves/<run>.jsonl  a run's curve, once it has its score
 
 A run that has its curve is not made again, and one that was interrupted goes on.
@@ -11,13 +11,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,8 +28,8 @@ import numpy as np
 from iqmjx import envs, evaluation
 from iqmjx.envs.physics.native import cpus
 from iqmjx.errors import RunError
-from iqmjx.experiments import curves
-from iqmjx.experiments.plan import RANDOM, Run
+from iqmjx.experiments import curves, plan
+from iqmjx.experiments.plan import RANDOM, Run, Training
 from iqmjx.run import gymnasium_play, metrics, run_folder
 from iqmjx.run.signals import Stop
 
@@ -50,22 +52,59 @@ def is_finished(out: Path, run: Run) -> bool:
     return curve_path(out, run).exists()
 
 
+def left(out: Path, runs: Iterable[Run], pack_seeds: bool) -> list[Training]:
+    """What is to be trained for the runs that have no curve yet.
+
+    What is under way goes on as it began, in a pack or alone.
+    """
+    rest = [run for run in runs if not is_finished(out, run)]
+    found = []
+    for stem, seeds in _packs_begun(out):
+        own = [run for run in rest if run.stem == stem and run.seed in seeds]
+        if own:
+            found.append(Training(tuple(own), seeds))
+            rest = [run for run in rest if run not in own]
+    alone = [run for run in rest if _folder(out, run).exists()]
+    rest = [run for run in rest if run not in alone]
+    return [
+        *found,
+        *plan.trainings(alone, False),
+        *plan.trainings(rest, pack_seeds),
+    ]
+
+
+def _packs_begun(out: Path) -> list[tuple[str, range]]:
+    """The stems and the seeds of the packs whose folders are there."""
+    names = (path.name for path in (out / "runs").glob("*-seeds*-*"))
+    found = (re.fullmatch(r"(.+)-seeds(\d+)-(\d+)", name) for name in sorted(names))
+    return [(f[1], range(int(f[2]), int(f[3]) + 1)) for f in found if f]
+
+
+def _folder(out: Path, training: Training | Run) -> Path:
+    return out / "runs" / training.name
+
+
+def metrics_of(out: Path, training: Training) -> list[list[dict[str, Any]]]:
+    """The rows of metrics.jsonl so far, of each seed."""
+    folders = run_folder.seed_folders(_folder(out, training), training.seeds)
+    return [metrics.read(folder) for folder in folders.values()]
+
+
 def make_all(
     out: Path,
-    runs: Sequence[Run],
+    trainings: Sequence[Training],
     parallel: int,
     say: Callable[[str], None],
     asked: Stop,
 ) -> bool:
-    """Makes all runs that have no curve yet.
+    """Makes runs; those under way are saved where `asked` asks to stop.
 
     Args:
         out: the experiment's folder.
-        runs: the runs.
-        parallel: how many at a time, each on a share of the CPUs: on few CPUs, two runs
-            on one each get further than one run on two after the other.
+        trainings: what there is to do: see `left`.
+        parallel: see `work`.
         say: is told a line about each run.
-        asked: what may ask to stop; the trainings under way are saved then.
+        asked: what may ask to stop.
 
     Returns:
         Whether all are made; False after a stop.
@@ -73,33 +112,68 @@ def make_all(
     Raises:
         RunError: where a run fails; those under way end first, and no other begins.
     """
+
+    def job(training: Training) -> Callable[[], None]:
+        return lambda: make(out, training, say, lambda: not asked.requested)
+
+    return work([job(training) for training in trainings], parallel, say, asked)
+
+
+def work(
+    jobs: Sequence[Callable[[], None]],
+    parallel: int,
+    say: Callable[[str], None],
+    asked: Stop,
+) -> bool:
+    """Does jobs, several at a time.
+
+    Args:
+        jobs: each ends by itself, soon after `asked` asks to stop.
+        parallel: how many at a time, each on a share of the CPUs: on few CPUs, two runs
+            on one each get further than one run on two after the other.
+        say: is told that it stops.
+        asked: what may ask to stop.
+
+    Returns:
+        Whether all are done; False after a stop.
+
+    Raises:
+        RunError: what a job raises; those under way end first, and no other begins.
+    """
     shares = [set(cpus()[i::parallel]) for i in range(parallel)]
     pool = ThreadPoolExecutor(parallel, initializer=_take_cpus, initargs=(shares,))
+    failed = threading.Event()
 
-    def begin(run: Run) -> None:
-        if not asked.requested:
-            make(out, run, say)
+    def begin(job: Callable[[], None]) -> None:
+        if not (asked.requested or failed.is_set()):
+            try:
+                job()
+            except BaseException:
+                failed.set()
+                raise
 
-    todo = [run for run in runs if not is_finished(out, run)]
-    with pool, asked.deferred(lambda _: say("stopping: the runs are saved ...")):
-        futures = [pool.submit(begin, run) for run in todo]
-        while pending := [future for future in futures if not future.done()]:
-            ended = [f for f in futures if f.done() and not f.cancelled()]
-            if asked.requested or any(future.exception() for future in ended):
-                pool.shutdown(wait=False, cancel_futures=True)
-            if asked.requested:
-                stop()
-            wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+    with asked.deferred(lambda _: say("stopping: the runs are saved ...")), pool:
+        futures = [pool.submit(begin, job) for job in jobs]
     if asked.requested:
         return False
     for future in futures:
-        if not future.cancelled():
-            future.result()  # raises what the run raised
+        future.result()  # raises what the job raised
     return True
 
 
-def make(out: Path, run: Run, say: Callable[[str], None]) -> None:
-    """Trains (or goes on), plays, and writes the curve of one run.
+def make(
+    out: Path,
+    training: Training,
+    say: Callable[[str], None],
+    go_on: Callable[[], bool] = lambda: True,
+) -> None:
+    """Trains (or goes on), plays, and writes the curve of each run that has none.
+
+    Args:
+        out: the experiment's folder.
+        training: what to make.
+        say: is told a line about each run.
+        go_on: asked all the while; once it says no, the training is saved and ends.
 
     Raises:
         StoppedError: where the training was asked to stop.
@@ -107,10 +181,15 @@ def make(out: Path, run: Run, say: Callable[[str], None]) -> None:
     """
     for part in ("runs", "curves"):
         (out / part).mkdir(parents=True, exist_ok=True)
-    rows = _random(run) if run.variant == RANDOM else _trained(out, run, say)
-    path = curve_path(out, run)
-    curves.write(path, rows)
-    say(f"{path}: {rows[-1]['score']:.1f}")
+    trained = training.runs[0].variant != RANDOM
+    saved = _train(out, training, say, go_on) if trained else {}
+    for run in training.runs:
+        path = curve_path(out, run)
+        if not path.exists():
+            folder = saved.get(run.seed)
+            rows = _played(folder, run, training) if folder else _random(run)
+            curves.write(path, rows)
+            say(f"{path}: {rows[-1]['score']:.1f}")
 
 
 def _take_cpus(shares: list[set[int]]) -> None:
@@ -119,26 +198,57 @@ def _take_cpus(shares: list[set[int]]) -> None:
         os.sched_setaffinity(0, shares.pop())
 
 
-def _trained(out: Path, run: Run, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    folder, commit = out / "runs" / run.name, _commit()
-    log = folder.with_suffix(".log")
-    command = ["-m", "iqmjx.train", *run.arguments]
+def _train(
+    out: Path,
+    training: Training,
+    say: Callable[[str], None],
+    go_on: Callable[[], bool],
+) -> dict[int, Path]:
+    """Trains, or goes on; the folder of each seed, which has come to its end."""
+    folder = _folder(out, training)
+    log = folder.with_name(f"{folder.name}.log")
     say(f"{folder}: trains; {log} tells how far it is")
+    _await_others(folder, say, go_on)
     with log.open("a") as file:
-        code = _train([*command, "--resume", "--logdir", str(folder)], file)
+        command = [*_command(training), "--resume", "--logdir", str(folder)]
+        code = _run([sys.executable, *command], file, go_on)
     if code:
         last = log.read_text().strip().splitlines()[-1:]
         raise RunError(f"{folder}: {' '.join(last)} (exit code {code}; see {log})")
-    saved, rows = run_folder.load(folder), metrics.read(folder)
-    if not rows or rows[-1]["env_steps"] < saved.config.total_env_steps:
+    end = run_folder.load(folder).config.total_env_steps
+    if any(
+        not rows or rows[-1]["env_steps"] < end for rows in metrics_of(out, training)
+    ):
         raise StoppedError(f"{folder}: stopped early; the same command goes on with it")
+    return run_folder.seed_folders(folder, training.seeds)
+
+
+def _command(training: Training) -> list[str]:
+    return ["-m", "iqmjx.train", *training.arguments]
+
+
+def _await_others(
+    folder: Path, say: Callable[[str], None], go_on: Callable[[], bool]
+) -> None:
+    """Waits for a training that a command which was killed has left behind."""
+    if run_folder.is_claimed(folder):
+        say(f"{folder}: another process trains in it: waiting for its end")
+    while run_folder.is_claimed(folder):
+        if not go_on():
+            raise StoppedError(f"{folder}: left to the process that trains in it")
+        time.sleep(_POLL_SECONDS)
+
+
+def _played(folder: Path, run: Run, training: Training) -> list[dict[str, Any]]:
+    """The curve of a run that is trained, with the score of its policy."""
+    saved, rows = run_folder.load(folder), metrics.read(folder)
     report = _play(folder, run)
     head = {
         "task": run.task,
         "variant": run.variant,
         "seed": run.seed,
-        "command": " ".join(["python", *command]),
-        "commit": commit,
+        "command": " ".join(["python", *_command(training)]),
+        "commit": _commit(),
         "preset": saved.preset,
         "config": saved.config.flat(),
         "cpus": len(cpus()),
@@ -164,21 +274,22 @@ def stop() -> None:
                 time.sleep(_POLL_SECONDS)
 
 
-def _train(arguments: list[str], log: IO[str]) -> int:
-    """Runs iqmjx.train; its exit code.
+def _run(command: Sequence[str], log: IO[str], go_on: Callable[[], bool]) -> int:
+    """Runs a training; its exit code. It is asked to end once `go_on` says no.
 
     The signal by which Slurm announces the end of a job goes to all of its processes,
     and would end this one unsaved: it is blocked, and `stop` sends the right one.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     try:
-        process = subprocess.Popen(
-            [sys.executable, *arguments], stdout=log, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     _under_way.add(process)
     try:
+        while process.poll() is None and go_on():
+            time.sleep(_POLL_SECONDS)
+        process.terminate()  # nothing, where it has ended
         while process.poll() is None:
             time.sleep(_POLL_SECONDS)
         return process.returncode

@@ -80,16 +80,20 @@ def is_empty(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """Keeps other processes from training in a folder until it is left.
+def claimed(folder: Path, flag: str = "logdir") -> Iterator[None]:
+    """Keeps other processes from working in a folder until it is left.
 
     The folder is made where there is none. The claim ends with the process, however
     that ends.
 
+    Args:
+        folder: the folder.
+        flag: the one that names it, for messages.
+
     Raises:
         UsageError: where another process has claimed it, or it cannot be written.
     """
-    with _writing(folder):
+    with _writing(folder, flag):
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / _LOCK).open("a")
     with lock:
@@ -97,10 +101,24 @@ def claimed(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UsageError(
-                f"--logdir {folder}: another process is training in it; wait for it, "
+                f"--{flag} {folder}: another process is training in it; wait for it, "
                 f"or choose another folder"
             ) from error
         yield
+
+
+def is_claimed(folder: Path) -> bool:
+    """Whether a process has claimed a folder, if there is one."""
+    try:
+        lock = (folder / _LOCK).open("a")
+    except FileNotFoundError:
+        return False
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def create(folder: Path, resolved: Resolved) -> None:
@@ -145,17 +163,17 @@ def _digest(content: dict[str, Any]) -> int:
 
 
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def _writing(folder: Path, flag: str = "logdir") -> Iterator[None]:
     """Says of a folder that cannot be written that it is the flag's."""
     try:
         yield
     except FileExistsError as error:
         if folder.is_dir():
             raise
-        raise UsageError(f"--logdir {folder}: {_IS_FILE}") from error
+        raise UsageError(f"--{flag} {folder}: {_IS_FILE}") from error
     except OSError as error:
         fix = "give a folder that can be written"
-        raise UsageError(f"--logdir {folder}: {error.strerror}; {fix}") from error
+        raise UsageError(f"--{flag} {folder}: {error.strerror}; {fix}") from error
 
 
 def load(folder: Path) -> Resolved:
@@ -256,12 +274,18 @@ def resume_command(folder: Path) -> str:
 
 def seeds(config: Config, folder: Path) -> list[tuple[Config, Path]]:
     """The config and the folder of each seed: the run's own, where it has one seed."""
-    if config.num_seeds == 1:
-        return [(config, folder)]
+    numbers = range(config.seed, config.seed + config.num_seeds)
     return [
-        (dataclasses.replace(config, seed=seed, num_seeds=1), folder / f"seed{seed}")
-        for seed in range(config.seed, config.seed + config.num_seeds)
+        (dataclasses.replace(config, seed=seed, num_seeds=1), own)
+        for seed, own in seed_folders(folder, numbers).items()
     ]
+
+
+def seed_folders(folder: Path, numbers: range) -> dict[int, Path]:
+    """The folder of each seed of a run with seeds of these numbers."""
+    if len(numbers) == 1:
+        return {numbers[0]: folder}
+    return {seed: folder / f"seed{seed}" for seed in numbers}
 
 
 def _flat(saved: dict[str, Any], where: str) -> dict[str, Any]:
