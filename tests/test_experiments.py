@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from iqmjx import setting_flags
 from iqmjx.envs import REGISTRY
 from iqmjx.envs.physics import native
 from iqmjx.errors import UsageError
-from iqmjx.experiments import plan
+from iqmjx.experiments import plan, runner, search
 from tests import test_cli
 from tests.test_extensions import MODULE
 
@@ -132,10 +134,65 @@ def test_scales_and_variants_that_are_not_there_are_told(tiny, tmp_path):
 def test_our_experiments_can_be_made(path):
     for scale in plan.tomllib.loads(path.read_text())["scales"]:
         experiment = plan.load(path, scale)
-        tasks = {run.task for run in experiment.runs}
-        assert tasks <= REGISTRY.keys() and "random" in experiment.variants
+        assert {run.task for run in experiment.runs} <= REGISTRY.keys()
+        assert ("random" in experiment.variants) != bool(experiment.search)
+        assert experiment.pack_seeds == (scale == "gpu")
+        if experiment.search:
+            assert search.of(experiment).present.keys() == experiment.search.keys()
         if scale == "smoke":
             assert max(run.env_steps for run in experiment.runs) < 5000
+
+
+PACKED = TINY.replace("seeds = [1]", "seeds = [2, 0, 1, 5]\npack_seeds = true")
+
+
+def names_and_seeds(trainings):
+    return [(t.name, [run.seed for run in t.runs]) for t in trainings]
+
+
+def test_consecutive_seeds_of_a_task_and_variant_are_a_pack(tiny):
+    tiny.write_text(PACKED)
+    experiment = plan.load(tiny, "small")
+    packs = plan.trainings(experiment.runs, experiment.pack_seeds)
+    assert names_and_seeds(packs) == [
+        ("hopper-iq-seeds0-2", [0, 1, 2]),
+        ("hopper-iq-seed5", [5]),
+        ("hopper-random-seed2", [2]),
+        ("ant-iq-seeds0-2", [0, 1, 2]),
+        ("ant-iq-seed5", [5]),
+        ("ant-random-seed2", [2]),
+    ]
+    config = setting_flags.resolve(packs[0].arguments).config
+    assert (config.env, config.seed, config.num_seeds) == ("hopper", 0, 3)
+    alone = plan.load(tiny, "small", pack_seeds=False)
+    assert alone.runs == experiment.runs
+    separate = plan.trainings(alone.runs, alone.pack_seeds)
+    assert [training.arguments for training in separate] == [
+        run.arguments for run in alone.runs
+    ]
+    many = str(list(range(200)))
+    tiny.write_text(PACKED.replace("[2, 0, 1, 5]", many))
+    with pytest.raises(UsageError, match=r"tiny\.toml: --num_seeds 200: give"):
+        plan.load(tiny, "small")
+
+
+def test_what_is_under_way_goes_on_as_it_began(tiny):
+    tiny.write_text(PACKED.replace('["hopper", "Ant-v5"]', '["hopper"]'))
+    out, runs = tiny.parent / "out", plan.load(tiny, "small").runs
+    (out / "curves").mkdir(parents=True)
+    (out / "curves/hopper-random-seed2.jsonl").touch()
+    (out / "runs/hopper-iq-seed1").mkdir(parents=True)
+    wanted = [("hopper-iq-seed1", [1])]
+    wanted += [(f"hopper-iq-seed{seed}", [seed]) for seed in (0, 2, 5)]
+    assert names_and_seeds(runner.left(out, runs, True)) == wanted
+    (out / "runs/hopper-iq-seed1").rmdir()
+    (out / "runs/hopper-iq-seeds0-2").mkdir()
+    (out / "curves/hopper-iq-seed0.jsonl").touch()
+    for pack in (False, True):
+        assert names_and_seeds(runner.left(out, runs, pack)) == [
+            ("hopper-iq-seeds0-2", [2, 1]),
+            ("hopper-iq-seed5", [5]),
+        ]
 
 
 def command(tiny, *more):
@@ -170,6 +227,30 @@ def test_a_command_makes_the_runs_and_the_report_and_makes_nothing_twice(tiny):
     assert times == {path: path.stat().st_mtime_ns for path in times}
     assert (out / "report.md").read_text() == report
     assert make(tiny, "--dry_run").stdout.count("there already") == 2
+
+
+@pytest.mark.slow
+def test_packed_seeds_have_the_curves_that_they_have_alone(tiny):
+    tiny.write_text(PACKED.replace('["hopper", "Ant-v5"]', '["hopper"]'))
+    out, found = tiny.parent / "out", {}
+    for pack in ("--pack_seeds", "--nopack_seeds"):
+        assert make(tiny, pack).returncode == 0
+        found[pack] = {
+            path.name: [json.loads(line) for line in path.read_text().splitlines()]
+            for path in sorted((out / "curves").iterdir())
+        }
+        shutil.move(out, tiny.parent / pack)
+    packed, alone = found.values()
+    assert packed.keys() == alone.keys() and len(packed) == 5
+    folders = {path.name for path in (tiny.parent / "--pack_seeds/runs").iterdir()}
+    assert {"hopper-iq-seeds0-2", "hopper-iq-seed5"} <= folders
+    for name, (head, *rows, end) in packed.items():
+        assert head["config"] == alone[name][0]["config"]
+        returns = [row["return"] for row in rows]
+        assert returns == pytest.approx(
+            [r["return"] for r in alone[name][1:-1]], rel=1e-3
+        )
+        assert end["returns"] == pytest.approx(alone[name][-1]["returns"], rel=1e-3)
 
 
 @pytest.mark.slow
@@ -232,6 +313,9 @@ def test_a_run_that_fails_ends_the_command_with_what_it_said(tiny):
 
 def test_bad_flags_are_named(tiny):
     for flags, words in (
+        (["--study", "0"], "--study 0: give the number of trials"),
+        (["--study", "2"], "tiny.toml: search: give a table"),
+        (["--study", "2", "--slurm"], "--slurm: a study is made on one machine"),
         (["--parallel", "4096"], "--parallel 4096: give a number from 1 to"),
         (["more"], "unexpected argument"),
         (["--slurm", "--slurm_options", "fast"], "--slurm_options fast: give NAME"),

@@ -167,8 +167,8 @@ def trainings(runs: Iterable[Run], pack_seeds: bool) -> list[Training]:
     Args:
         runs: the runs.
         pack_seeds: whether one process trains all consecutive seeds of a task and
-            variant (`--num_seeds`). On a GPU or TPU that is little slower than one of
-            them; on a CPU it is no faster than one after the other.
+            variant (`--num_seeds`): for a GPU or TPU, which small batches leave idle;
+            a CPU trains them no faster than one after the other.
     """
     if not pack_seeds:
         return [Training((run,), range(run.seed, run.seed + 1)) for run in runs]

@@ -84,10 +84,14 @@ def _folder(out: Path, training: Training | Run) -> Path:
     return out / "runs" / training.name
 
 
+def seed_folders(out: Path, training: Training) -> dict[int, Path]:
+    """The run folder of each seed that a training has."""
+    return run_folder.seed_folders(_folder(out, training), training.seeds)
+
+
 def metrics_of(out: Path, training: Training) -> list[list[dict[str, Any]]]:
     """The rows of metrics.jsonl so far, of each seed."""
-    folders = run_folder.seed_folders(_folder(out, training), training.seeds)
-    return [metrics.read(folder) for folder in folders.values()]
+    return [metrics.read(folder) for folder in seed_folders(out, training).values()]
 
 
 def make_all(
@@ -220,7 +224,7 @@ def _train(
         not rows or rows[-1]["env_steps"] < end for rows in metrics_of(out, training)
     ):
         raise StoppedError(f"{folder}: stopped early; the same command goes on with it")
-    return run_folder.seed_folders(folder, training.seeds)
+    return seed_folders(out, training)
 
 
 def _command(training: Training) -> list[str]:

@@ -27,7 +27,7 @@ from iqmjx.errors import RunError, UsageError, described
 from iqmjx.experiments import curves, plan, runner
 from iqmjx.experiments.plan import Experiment, Run, Training
 from iqmjx.experiments.search import Search
-from iqmjx.run import run_folder
+from iqmjx.run import metrics, run_folder
 from iqmjx.run.signals import Stop
 
 _NAME = "study"
@@ -201,12 +201,15 @@ class Study:
             PrunedError: where it was; its state is saved.
             RunError: as `runner.make`.
         """
-        pruned = ""
+        pruned, seen = "", -1
+        folders = runner.seed_folders(self._out, trainings[-1]).values()
+        files = [folder / metrics.FILE for folder in folders]
 
         def go_on() -> bool:
-            nonlocal pruned
-            if not pruned:
-                pruned = self._report(trial, trainings)
+            nonlocal pruned, seen
+            size = sum(file.stat().st_size for file in files if file.exists())
+            if size != seen:
+                pruned, seen = self._report(trial, trainings), size
             return not (pruned or asked.requested)
 
         try:
