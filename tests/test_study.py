@@ -8,7 +8,7 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from iqmjx import presets, setting_flags
+from iqmjx import presets
 from iqmjx.errors import RunError, UsageError
 from iqmjx.experiments import curves, plan, runner, search, study
 from iqmjx.run import run_folder
@@ -64,7 +64,7 @@ def test_a_trial_is_the_variant_with_other_values_on_all_tasks_and_seeds(tmp_pat
     runs = asked.trial(7, values)
     names = [f"{task}-trial-7-seed{n}" for task in ("hopper", "ant") for n in (3, 4)]
     assert [run.name for run in runs] == names
-    flat = setting_flags.resolve(runs[3].arguments).config.flat()
+    flat = plan.settings(runs[3].arguments).config.flat()
     assert (flat["env"], flat["seed"], flat["discounting"]) == ("ant", 4, 0.5)
     assert (flat["learning_rate"], flat["hidden_sizes"]) == (0.001235, (16, 16))
     assert asked.normalized("hopper", 60.0) == 0.5
@@ -151,7 +151,7 @@ class Played:
         """Called after each evaluation."""
 
     def __call__(self, out, training, say, go_on):
-        config = setting_flags.resolve(training.arguments).config
+        config = plan.settings(training.arguments).config
         rate = config.algorithm.learning_rate
         score = 100 - 100 * abs(np.log10(rate / 1e-3))
         self.begun.append(training.name)

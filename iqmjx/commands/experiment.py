@@ -57,11 +57,11 @@ _PACK_SEEDS = flags.DEFINE_bool(
     "as the file's scale says.",
     flag_values=FLAGS,
 )
-_STUDY = flags.DEFINE_integer(
+_STUDY = command_line.integer(
+    FLAGS,
     "study",
     None,
     "Make a study of so many trials, of the settings in the file's [search].",
-    flag_values=FLAGS,
 )
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Say what there is to do, and do nothing.", flag_values=FLAGS

@@ -105,7 +105,7 @@ class Run:
             UsageError: where iqmjx.train refuses them.
         """
         arguments = (*self.arguments, *more)
-        env_steps = setting_flags.resolve(arguments).config.total_env_steps
+        env_steps = settings(arguments).config.total_env_steps
         return dataclasses.replace(
             self, variant=variant, arguments=arguments, env_steps=env_steps
         )
@@ -244,7 +244,7 @@ def _experiment(
     if pack_seeds is None:
         pack_seeds = bool(chosen.get("pack_seeds", False))
     for training in trainings(runs, pack_seeds) if pack_seeds else ():
-        setting_flags.resolve(training.arguments)
+        settings(training.arguments)
     tables = (content.get(name, {}) for name in ("search", "normalize"))
     return Experiment(content["title"], names, runs, pack_seeds, *tables)
 

@@ -29,9 +29,10 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from iqmjx import envs, setting_flags
+from iqmjx import envs
 from iqmjx.config import SCHEDULE, setting_fields
 from iqmjx.errors import UsageError
+from iqmjx.experiments import plan
 from iqmjx.experiments.plan import RANDOM, Experiment, Run
 from iqmjx.settings import kind, shown
 
@@ -99,7 +100,7 @@ class Search:
     def layer(self, values: Mapping[str, Any]) -> str:
         """Values as an entry of `presets.LAYERS`, for these tasks."""
         arguments = [*self.runs[0].arguments, *self.arguments(values)]
-        resolved = setting_flags.resolve(arguments)
+        resolved = plan.settings(arguments)
         settings = resolved.config.flat()
         return "\n".join(
             [
@@ -129,7 +130,7 @@ def of(experiment: Experiment) -> Search:
         raise UsageError("search: give a table with the settings to search")
     runs = tuple(run for run in experiment.runs if run.variant == variants[0])
     runs = tuple(sorted(runs, key=lambda run: [r.task for r in runs].index(run.task)))
-    config = setting_flags.resolve(runs[0].arguments).config
+    config = plan.settings(runs[0].arguments).config
     settings, fields = config.flat(), setting_fields(config.algo)
     space, present = {}, {}
     for name, asked in experiment.search.items():

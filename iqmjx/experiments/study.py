@@ -22,7 +22,6 @@ from optuna.storages.journal._file import LOCK_FILE_SUFFIX
 from optuna.trial import FrozenTrial, TrialState
 from rich import console, table
 
-from iqmjx import setting_flags
 from iqmjx.errors import RunError, UsageError, described
 from iqmjx.experiments import curves, plan, runner
 from iqmjx.experiments.plan import Experiment, Run, Training
@@ -62,7 +61,7 @@ class Study:
         self._out, self._search = out, search
         self._pack_seeds = experiment.pack_seeds
         self._lock = threading.Lock()
-        first = setting_flags.resolve(search.runs[0].arguments).config
+        first = plan.settings(search.runs[0].arguments).config
         self._num_evals = first.num_evals
         count = len(plan.trainings(search.runs, self._pack_seeds))
         self._num_steps = count * self._num_evals
