@@ -54,7 +54,9 @@ def of(policy: TrainedPolicy) -> dict[str, np.ndarray]:
         for name in (f"kernel_{last}", f"bias_{last}"):
             arrays[name] = arrays[name][..., : acts.action_size]
     else:
-        arrays["points"] = np.asarray(jnp.linspace(-1.0, 1.0, acts.num_bins))
+        # Compiled, as in play: the policy's points to the last bit.
+        points = jax.jit(lambda: jnp.linspace(-1.0, 1.0, acts.num_bins))
+        arrays["points"] = np.asarray(points())
     if isinstance(acts, Flow) and acts.advantage_scale is not None:
         scale = acts.advantage_scale / actor.temperature
         arrays |= {name: arrays[name] * scale for name in ("weight", "bias")}
