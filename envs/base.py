@@ -131,6 +131,9 @@ class Env(abc.ABC):
     # more, as launch/largest_speeds.py measures it.
     largest_speed: float = 1e4  # |qvel|, m/s or rad/s
     largest_position: float = 1e5  # |qpos|, m or rad
+    # [A] each: the lowest and the highest action in the task's own units, as the step
+    # of its twin in Gymnasium takes it. The actuators', unless a subclass sets others.
+    action_range: tuple[np.ndarray, np.ndarray]
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -169,6 +172,7 @@ class Env(abc.ABC):
             named = model.actuator(actuator).name or actuator
             raise UsageError(f"its actuator {named} needs a ctrlrange")
         self._ctrl_center, self._ctrl_scale = (high + low) / 2, (high - low) / 2
+        self.action_range = low, high
 
     def spec(self) -> mujoco.MjSpec:
         """The task's MuJoCo model; of the file `xml` unless a subclass says otherwise.

@@ -23,7 +23,7 @@ from iqmjx import envs
 from iqmjx.commands import cli
 from iqmjx.envs.adroit.hand import AdroitHand
 from iqmjx.errors import UsageError
-from iqmjx.run import gymnasium_play, saved_policy
+from iqmjx.run import gymnasium_play, saved_policy, trained_policy
 
 FLAGS = flags.FlagValues()
 _CHECKPOINT = flags.DEFINE_string(
@@ -49,22 +49,21 @@ def main() -> None:
         if not (_CHECKPOINT.value and _OUT.value):
             raise UsageError("--checkpoint, --out: give a run and a .png file")
         gymnasium_play.check_rendering()
-        saved = saved_policy.load(saved_policy.locate(Path(_CHECKPOINT.value)))
+        with cli.of_flag("checkpoint"):
+            saved = saved_policy.load(saved_policy.locate(Path(_CHECKPOINT.value)))
         task = envs.task_class(saved.config.env)
         if task is None:
             raise UsageError(f"--checkpoint: {saved.config.env} is not in Gymnasium")
         env = gymnasium_play.make(task, max_episode_steps=saved.config.episode_length)
     base: Any = env.unwrapped
-    act = gymnasium_play.chooser(
-        env, saved.policy, saved.actor, deterministic=True, seed=_SEED.value
-    )
+    policy = trained_policy.of(saved)
     renderer = mujoco.Renderer(base.model, _PIXELS, _PIXELS)
     rows: list[list[np.ndarray]] = [[] for _ in range(_EPISODES.value)]
 
     def choose(episode: int, obs: np.ndarray) -> np.ndarray:
         renderer.update_scene(base.data, _camera(base, task))
         rows[episode].append(renderer.render().copy())
-        return act(episode, obs)
+        return policy(obs)
 
     played = gymnasium_play.play_episodes(env, choose, len(rows), _SEED.value)
     renderer.close()

@@ -34,7 +34,7 @@ _HELD = 10  # control steps
 def main() -> None:
     """Runs the command."""
     if _POLICY.value:
-        with cli.user_errors():
+        with cli.user_errors(), cli.of_flag("policy"):
             saved = saved_policy.load(saved_policy.locate(Path(_POLICY.value)))
         policy, actor = saved.policy, saved.actor
 

@@ -15,6 +15,8 @@ from iqmjx import acting, evaluation, loop, normalize
 from iqmjx.acting import Actor
 from iqmjx.replay import Transition
 from iqmjx.run import gymnasium_play
+from iqmjx.run.saved_policy import SavedPolicy
+from iqmjx.run.trained_policy import TrainedPolicy
 from tests import toys
 
 SEEN, ABOVE = (
@@ -101,10 +103,11 @@ def test_an_evaluation_acts_greedily_where_it_is_told_to(actor):
 
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_gymnasium_is_played_as_it_is_told_in_its_own_units(actor, deterministic):
+    saved = SavedPolicy(toys.config(), Echo(), actor, 1, 1, 0, [])
+    policy = TrainedPolicy(saved, np.full(1, -10.0), np.full(1, 30.0))
     played = gymnasium_play.play(
         PayingInGymnasium(),
-        Echo(),
-        actor,
+        policy,
         episodes=2,
         deterministic=deterministic,
         seed=0,

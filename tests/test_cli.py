@@ -107,6 +107,10 @@ BAD_INPUT = [
         "--checkpoint RUN --video a.mp4 --sim native",
         *("--video", "--sim gymnasium"),
     ),
+    ("export", "", "--checkpoint"),
+    ("export", "--checkpoint nowhere", "--checkpoint", "no saved policy"),
+    ("export", "--checkpoint RUN --format keras", "--format keras", "stablehlo"),
+    ("export", "--checkpoint RUN --out a/policy.npz", "--out a/policy.npz", ".onnx"),
     ("benchmark", "SETTINGS --sweep 8,²", "--sweep ²"),
     ("benchmark", "SETTINGS --sweep 8,0", "--sweep 0: --num_envs 0: give"),
 ]

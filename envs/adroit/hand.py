@@ -6,6 +6,7 @@ import abc
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from iqmjx.envs import adroit
@@ -34,6 +35,9 @@ class AdroitHand(Env):
 
     def __init__(self, physics_engine: str = "auto", num_worlds: int = 1):
         super().__init__(physics_engine, num_worlds)
+        # gymnasium-robotics maps [-1, 1] to the actuators' range in its own step.
+        ones = np.ones(self.action_size, np.float32)
+        self.action_range = -ones, ones
         self._palm = self.physics.model.site("S_grasp").id
 
     @abc.abstractmethod

@@ -4,13 +4,15 @@ Observation, reward, termination, reset noise and time limit follow the installe
 gymnasium package, and the models are its XML files.
 """
 
+import importlib.util
 from pathlib import Path
 
-import gymnasium
 import mujoco
 
 
 def load(xml: str) -> mujoco.MjSpec:
     """Reads one of the XML files that gymnasium installs."""
-    assets = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
+    package = importlib.util.find_spec("gymnasium")  # not imported
+    assert package is not None and package.origin is not None
+    assets = Path(package.origin).parent / "envs" / "mujoco" / "assets"
     return mujoco.MjSpec.from_file(str(assets / xml))

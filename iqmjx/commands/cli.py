@@ -43,6 +43,15 @@ def user_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def of_flag(name: str) -> Iterator[None]:
+    """Says of errors that a flag's value caused them."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"--{name} {error}") from error
+
+
+@contextlib.contextmanager
 def run_errors() -> Iterator[None]:
     """Ends the program for what ends a run and is no bug, in one line.
 

@@ -14,7 +14,7 @@ from iqmjx import command_line, envs, evaluation, strict_json
 from iqmjx.commands import cli
 from iqmjx.envs import physics as engines
 from iqmjx.errors import UsageError
-from iqmjx.run import gymnasium_play, memory, saved_policy
+from iqmjx.run import gymnasium_play, memory, saved_policy, trained_policy
 from iqmjx.run.saved_policy import SavedPolicy
 from iqmjx.settings import LARGEST_INT, refuse
 
@@ -52,8 +52,9 @@ def main() -> None:
     """Runs the command."""
     with cli.user_errors():
         _check_flags()
-        path = saved_policy.locate(Path(_CHECKPOINT.value or ""))
-        saved = saved_policy.load(path)
+        with cli.of_flag("checkpoint"):
+            path = saved_policy.locate(Path(_CHECKPOINT.value or ""))
+            saved = saved_policy.load(path)
         for problem in saved.unreadable:
             print(f"warning: {problem}; playing an older one", file=sys.stderr)
         twin = _twin(saved.config.env)
@@ -171,8 +172,7 @@ def _play_in_gymnasium(saved: SavedPolicy, task) -> evaluation.Episodes:
     env = gymnasium_play.make(task, max_episode_steps=saved.config.episode_length)
     return gymnasium_play.play(
         env,
-        saved.policy,
-        saved.actor,
+        trained_policy.of(saved),
         episodes=_EPISODES.value,
         deterministic=_DETERMINISTIC.value,
         seed=_SEED.value,

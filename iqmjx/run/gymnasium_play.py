@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import subprocess
 import sys
@@ -14,15 +13,13 @@ from typing import Any
 import gymnasium
 import imageio
 import jax
-import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from iqmjx import acting, evaluation
-from iqmjx.acting import Actor
+from iqmjx import evaluation
 from iqmjx.envs import Env, physics, vector
 from iqmjx.errors import UsageError
-from iqmjx.policies.base import Policy
+from iqmjx.run.trained_policy import TrainedPolicy
 
 _WIDTH, _HEIGHT = 480, 480
 _RENDER = (
@@ -62,8 +59,7 @@ def check_rendering() -> None:
 
 def play(
     env: gymnasium.Env,
-    policy: Policy,
-    actor: Actor,
+    policy: TrainedPolicy,
     *,
     episodes: int,
     deterministic: bool,
@@ -74,45 +70,27 @@ def play(
 
     Args:
         env: as `make` returns it.
-        policy: the policy class.
-        actor: its numbers.
+        policy: what chooses the actions.
         episodes: how many to play, one after another.
         deterministic: act by the policy's mode rather than sample.
         seed: of the first reset and of the sampled actions.
         video: where to write the first episode, as .mp4.
     """
-    act = chooser(env, policy, actor, deterministic=deterministic, seed=seed)
+    key = jax.random.key(seed)
     recorder = _Recorder(env, video) if video else None
 
     def choose(episode: int, obs: np.ndarray) -> np.ndarray:
+        nonlocal key
         if recorder and episode == 0:
             recorder.frame()
-        return act(episode, obs)
+        key, act_key = jax.random.split(key)
+        return policy(obs, None if deterministic else act_key)
 
     played = play_episodes(env, choose, episodes, seed)
     if recorder:
         recorder.close()
     env.close()
     return played
-
-
-def chooser(
-    env: gymnasium.Env, policy: Policy, actor: Actor, *, deterministic: bool, seed: int
-) -> Callable[[int, np.ndarray], np.ndarray]:
-    """A policy as `play_episodes` asks for it; arguments as those of `play`."""
-    act = functools.partial(_act, policy, deterministic, actor)
-    space = env.action_space
-    assert isinstance(space, gymnasium.spaces.Box)
-    center, scale = (space.high + space.low) / 2, (space.high - space.low) / 2
-    key = jax.random.key(seed)
-
-    def choose(_episode: int, obs: np.ndarray) -> np.ndarray:
-        nonlocal key
-        key, act_key = jax.random.split(key)
-        control = np.asarray(act(jnp.asarray(obs, jnp.float32), act_key))
-        return center + scale * control
-
-    return choose
 
 
 def play_episodes(
@@ -166,16 +144,6 @@ def _has_diverged(
     warned = data is not None and data.warning.number[list(physics.BAD_STATE)].any()
     finite = np.isfinite(obs).all() and np.isfinite(reward)
     return bool(warned or not finite or not (np.abs(action) <= reach).all())
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _act(policy: Policy, deterministic: bool, actor: Actor, obs, key):
-    """The control [A] in [-1, 1] for one raw observation [O]."""
-    if deterministic:
-        action = acting.act_greedily(policy, actor, obs[None])
-    else:
-        action = acting.act(policy, actor, obs[None], key)
-    return policy.control(action)[0]
 
 
 class _Recorder:

@@ -39,6 +39,8 @@ class SavedPolicy:
         config: the settings of its run.
         policy: its policy class.
         actor: its numbers.
+        observation_size: O.
+        action_size: A.
         env_steps: how long it had been trained.
         unreadable: lines about newer ones that could not be read.
     """
@@ -46,6 +48,8 @@ class SavedPolicy:
     config: Config
     policy: Policy
     actor: Actor
+    observation_size: int
+    action_size: int
     env_steps: int
     unreadable: list[str]
 
@@ -148,12 +152,12 @@ def locate(path: Path) -> Path:
     seeds = sorted(path.glob(f"seed*/{NEWEST}"))
     if seeds:
         raise UsageError(
-            f"--checkpoint {path}: it holds a run of several seeds; name one of them, "
+            f"{path}: it holds a run of several seeds; name one of them, "
             f"such as {seeds[0].parent}"
         )
     raise UsageError(
-        f"--checkpoint {path}: there is no saved policy; give a run folder, its "
-        f"policy/ or best/, or one step in them"
+        f"{path}: there is no saved policy; give a run folder, its policy/ or best/, "
+        f"or one step in them"
     )
 
 
@@ -180,7 +184,7 @@ def _load_step(path: Path) -> SavedPolicy:
     )
     arrays = reader.restore(path, ocp.args.Composite(actor=args))["actor"]
     actor = checkpoint.fill(like, dict(arrays))
-    return SavedPolicy(config, agent.policy, actor, about["env_steps"], [])
+    return SavedPolicy(config, agent.policy, actor, *sizes, about["env_steps"], [])
 
 
 def _read_about(reader: ocp.Checkpointer, path: Path) -> dict[str, Any]:

@@ -1,0 +1,67 @@
+"""Writes a trained policy to a file that acts without iqmjx.
+
+iqmjx export --checkpoint RUN --format onnx --out humanoid.onnx
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from iqmjx import command_line
+from iqmjx.commands import cli
+from iqmjx.errors import UsageError
+from iqmjx.export import checked, formats
+from iqmjx.run import saved_policy, trained_policy
+from iqmjx.settings import refuse
+
+FLAGS = flags.FlagValues()
+POSITIONAL = "checkpoint"
+_CHECKPOINT = command_line.path(
+    FLAGS,
+    "checkpoint",
+    None,
+    "A run folder, its policy/ or best/, or one step in them.",
+)
+_FORMAT = flags.DEFINE_enum(
+    "format",
+    "onnx",
+    list(formats.FORMATS),
+    "onnx; stablehlo, which jax.export reads; or numpy, an .npz file and a program "
+    "beside it that needs NumPy alone.",
+    flag_values=FLAGS,
+)
+_OUT = command_line.path(
+    FLAGS,
+    "out",
+    None,
+    "The file to write; by default the task's name, in the working directory.",
+)
+
+
+def main() -> None:
+    """Runs the command."""
+    with cli.user_errors(), cli.run_errors():
+        if _CHECKPOINT.value is None:
+            raise UsageError("--checkpoint: name a run folder")
+        suffix = formats.FORMATS[_FORMAT.value].suffix
+        if _OUT.value is not None and Path(_OUT.value).suffix != suffix:
+            refuse("out", _OUT.value, f"give a file name ending in {suffix}")
+        with cli.of_flag("checkpoint"):
+            path = saved_policy.locate(Path(_CHECKPOINT.value))
+            saved = saved_policy.load(path)
+            policy = trained_policy.of(saved)
+        for problem in saved.unreadable:
+            print(f"warning: {problem}; exporting an older one", file=sys.stderr)
+        out = Path(_OUT.value or f"{policy.env.replace(':', '.')}{suffix}")
+        found = checked.export(policy, _FORMAT.value, out)
+    print(
+        f"{out}: {policy.env}, trained for {policy.env_steps:,} env steps; raw "
+        f"observations [B, {policy.observation_size}] in, actions "
+        f"[B, {policy.action_size}] out\n"
+        f"checked on {found.observations:,} observations: {found.share:.2%} of the "
+        f"actions' entries differ from the live policy's by more than {checked.NEAR} "
+        f"of half their range, the largest by {found.largest:.2g}"
+    )
