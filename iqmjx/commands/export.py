@@ -1,7 +1,4 @@
-"""Writes a trained policy to a file that acts without iqmjx.
-
-iqmjx export --checkpoint RUN --format onnx --out humanoid.onnx
-"""
+"""Writes a policy that acts without iqmjx: iqmjx export RUN --out humanoid.onnx."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ _FORMAT = flags.DEFINE_enum(
     "onnx",
     list(formats.FORMATS),
     "onnx; stablehlo, which jax.export reads; or numpy, an .npz file and a program "
-    "beside it that needs NumPy alone.",
+    "beside it that needs NumPy 2 alone.",
     flag_values=FLAGS,
 )
 _OUT = command_line.path(
