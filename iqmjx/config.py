@@ -153,7 +153,8 @@ class Config:
     )
     loggers: tuple[str, ...] = setting(
         ("tensorboard",),
-        "Where metrics go besides metrics.jsonl: names, or package.module:Class.",
+        "Where metrics go besides metrics.jsonl: tensorboard, wandb, trackio, or "
+        "package.module:Class.",
         before=("tensorboard",),
     )
 
