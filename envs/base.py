@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import inspect
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -272,7 +272,7 @@ class Env(abc.ABC):
         """MuJoCo's `ctrl`, in the actuators' units, for a control in [-1, 1]."""
         return self._ctrl_center + self._ctrl_scale * control
 
-    def for_worlds(self, num_worlds: int) -> Self:
+    def for_worlds(self, num_worlds: int) -> Env:
         """The same task on the same engine, for another number of worlds."""
         other = copy.copy(self)
         other.physics = self._build(self.physics.name, num_worlds)

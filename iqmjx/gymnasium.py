@@ -116,10 +116,8 @@ class Worlds(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         if self._state is None:
             raise gymnasium.error.ResetNeeded("call reset() before step()")
         if np.shape(actions) != self.action_space.shape:
-            wanted = self.action_space.shape
-            raise UsageError(
-                f"actions: their shape is {np.shape(actions)}, not {wanted}"
-            )
+            fix = f"give {self.action_space.shape}"
+            raise UsageError(f"actions: their shape is {np.shape(actions)}; {fix}")
         with jax.enable_x64(False):
             control = jnp.asarray(actions, jnp.float32)
             state, outcome = _step(
@@ -127,7 +125,9 @@ class Worlds(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             )
             self._state = state
             obs, outcome = jax.device_get((state.obs, outcome))
-            ended = outcome.terminated | outcome.truncated
+            # Both where a task terminates at its time limit, as Gymnasium has it.
+            truncated = outcome.truncated | (outcome.length == self._limit)
+            ended = outcome.terminated | truncated
             if ended.any():  # a start is taken once
                 drawn = _draw_starts(self._env, self.num_envs, self._key)
                 self._starts, self._key = drawn
@@ -135,7 +135,7 @@ class Worlds(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
             np.array(obs),
             np.array(outcome.reward),
             np.array(outcome.terminated),
-            np.array(outcome.truncated),
+            truncated,
             _info(outcome, ended),
         )
 
