@@ -8,6 +8,7 @@ A task is two pure functions of one world, batched by the caller with `jax.vmap`
 from __future__ import annotations
 
 import abc
+import copy
 import dataclasses
 import inspect
 from pathlib import Path
@@ -68,7 +69,11 @@ class Task(Protocol):
     gymnasium_id: str | None  # its twin in Gymnasium, where there is one
     terminates: bool  # False: every episode lasts until the time limit
     episode_length: int  # control steps, the task's own time limit
-    frame_skip: int | None  # physics steps per control step, where known
+
+    @property
+    def frame_skip(self) -> int | None:
+        """Physics steps per control step, where known."""
+        ...
 
     @property
     def physics(self) -> Engine:
@@ -154,16 +159,7 @@ class Env(abc.ABC):
             UsageError: where the platform cannot run the engine, or an actuator of the
                 model has no control range for actions to span.
         """
-        self.physics = physics.make(
-            physics_engine,
-            self.spec(),
-            frame_skip=self.frame_skip,
-            fields=self.fields,
-            model_fields=self.model_fields,
-            num_worlds=num_worlds,
-            contacts_per_world=self.contacts_per_world,
-            constraints_per_world=self.constraints_per_world,
-        )
+        self.physics = self._build(physics_engine, num_worlds)
         model = self.physics.model
         self.dt = model.opt.timestep * self.frame_skip  # seconds per control step
         self._init_qpos = jnp.asarray(model.qpos0, jnp.float32)
@@ -188,6 +184,18 @@ class Env(abc.ABC):
             return mujoco.MjSpec.from_file(str(path))
         except ValueError as error:
             raise UsageError(str(error)) from error
+
+    def _build(self, physics_engine: str, num_worlds: int) -> physics.Physics:
+        return physics.make(
+            physics_engine,
+            self.spec(),
+            frame_skip=self.frame_skip,
+            fields=self.fields,
+            model_fields=self.model_fields,
+            num_worlds=num_worlds,
+            contacts_per_world=self.contacts_per_world,
+            constraints_per_world=self.constraints_per_world,
+        )
 
     @abc.abstractmethod
     def initial(self, key: PRNGKeyArray) -> Start:
@@ -266,7 +274,9 @@ class Env(abc.ABC):
 
     def for_worlds(self, num_worlds: int) -> Env:
         """The same task on the same engine, for another number of worlds."""
-        return type(self)(self.physics.name, num_worlds)
+        other = copy.copy(self)
+        other.physics = self._build(self.physics.name, num_worlds)
+        return other
 
     def constant(self, name: str) -> jax.Array:
         """An array of the model, float32, by MjModel name."""

@@ -334,13 +334,8 @@ def _package(module_name: str, requirement: str) -> Any:
     Raises:
         UsageError: where it is missing; the message says how to install it.
     """
-    try:
-        with _quietly():
-            return importlib.import_module(module_name)
-    except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name
-        why = f"{missing.split('.')[0]} is not installed" if missing else str(error)
-        raise UsageError(f"{why}: pip install '{requirement}'") from None
+    with _quietly():
+        return registry.package(module_name, requirement)
 
 
 def _brax() -> Any:

@@ -125,6 +125,22 @@ def step(
 ) -> tuple[VectorState, Outcome]:
     """Steps N worlds, resetting those whose episode ended; `key` is consumed.
 
+    Each world draws its own start state from the bank [M], whether or not it needs one.
+    """
+    drawn = jax.random.randint(key, state.steps.shape, 0, bank.obs.shape[0])
+    starts = jax.tree.map(lambda leaf: leaf[drawn], bank)
+    return step_to(env, state, control, starts, episode_length)
+
+
+def step_to(
+    env: Task,
+    state: VectorState,
+    control: Float[Array, "N A"],
+    starts: State,
+    episode_length: int,
+) -> tuple[VectorState, Outcome]:
+    """Steps N worlds, putting those whose episode ended at their start states [N].
+
     A world that leaves the numbers is reset as well. Its outcome keeps the observation
     that it had, without reward, so that no NaN is stored, and says `diverged`, so that
     nothing is learned from it.
@@ -155,11 +171,8 @@ def step(
         },
     )
 
-    # Each world draws its own start state, whether or not it needs one.
-    drawn = jax.random.randint(key, ended.shape, 0, bank.obs.shape[0])
-    fresh = jax.tree.map(lambda leaf: leaf[drawn], bank)
     next_state = VectorState(
-        worlds=where(ended, fresh, stepped),
+        worlds=where(ended, starts, stepped),
         steps=jnp.where(ended, 0, steps),
         length=jnp.where(ended, 0, outcome.length),
         episode_return=jnp.where(ended, 0.0, outcome.episode_return),

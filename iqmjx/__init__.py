@@ -16,29 +16,25 @@ Read the training step in three files: `agents/iq.py` (the equation), `replay.py
 data), `loop.py` (the loop).
 """
 
-from __future__ import annotations
+import importlib
+from typing import TYPE_CHECKING, Any
 
-import os
-import typing
-
-if typing.TYPE_CHECKING:
-    from iqmjx.run.trained_policy import TrainedPolicy
+if TYPE_CHECKING:
+    from iqmjx.api import train as train
+    from iqmjx.run.trained_policy import load as load
 
 __version__ = "0.1.0"
 
+_LAZY = {"load": "iqmjx.run.trained_policy", "train": "iqmjx.api"}
+"""Functions that are imported when they are asked for, and where they are: JAX takes
+a second to import."""
 
-def load(path: str | os.PathLike[str]) -> TrainedPolicy:
-    """Loads a trained policy.
 
-        policy = iqmjx.load("checkpoints/humanoid")
-        action = policy(obs)
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
 
-    Args:
-        path: a run folder, its `policy` or `best`, or one step in them.
 
-    Raises:
-        UsageError: where there is no saved policy, or it cannot be read here.
-    """
-    from iqmjx.run import trained_policy  # brings JAX, which takes a second to import
-
-    return trained_policy.load(path)
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import fractions
 import math
 from collections.abc import Callable, Mapping
@@ -152,7 +153,8 @@ class Config:
     )
     loggers: tuple[str, ...] = setting(
         ("tensorboard",),
-        "Where metrics go besides metrics.jsonl: names, or package.module:Class.",
+        "Where metrics go besides metrics.jsonl: tensorboard, wandb, trackio, or "
+        "package.module:Class.",
         before=("tensorboard",),
     )
 
@@ -269,9 +271,10 @@ class Config:
         known = setting_fields(algo)
         for name in values:
             if name not in known:
-                has = ", ".join(own_fields(algo))
-                fix = f"--algo {algo} does not have it; its settings: {has}"
-                refuse(name, values[name], fix)
+                near = difflib.get_close_matches(name, known, cutoff=0.8)
+                has = f"its settings: {', '.join(own_fields(algo))}"
+                hint = f"did you mean {' or '.join(near)}?" if near else has
+                refuse(name, values[name], f"--algo {algo} does not have it; {hint}")
         own = {name: values[name] for name in own_fields(algo) if name in values}
         shared = {name: values[name] for name in values if name not in own}
         return cls(**shared, algorithm=_settings_class(algo)(**own))

@@ -87,6 +87,8 @@ def load(place: str) -> Any:
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
+    except NotFoundError:
+        raise
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and _is_part(error.name, module_name):
             raise NotFoundError(
@@ -107,6 +109,20 @@ def load(place: str) -> Any:
     if found is not None:
         what = f"{attribute} of {module_name} is no class"
     raise NotFoundError(f"{what}; {close(attribute, its_own)}")
+
+
+def package(module_name: str, requirement: str) -> Any:
+    """A module of a package that not everyone has.
+
+    Raises:
+        NotFoundError: where it is missing; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(module_name)
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name
+        why = f"{missing.split('.')[0]} is not installed" if missing else str(error)
+        raise NotFoundError(f"{why}: pip install '{requirement}'") from None
 
 
 def close(name: str, known: Iterable[str]) -> str:

@@ -86,7 +86,7 @@ BAD_INPUT = [
     ("train", "hopper", "unexpected argument 'hopper'"),
     ("train", f"--env hopper --max_replay_size {2**40}", "--max_replay_size"),
     ("train", "--resume", "--resume", "--logdir"),
-    ("train", "--loggers wandb", "--loggers wandb", "tensorboard"),
+    ("train", "--loggers csv", "--loggers csv", "tensorboard, wandb, trackio"),
     ("train", f"--env hopper --logdir {__file__}", "--logdir", "it is a file"),
     ("train", f"--resume --logdir {__file__}", "--logdir", "it is a file"),
     ("train", "--env hopper --logdir=", "--logdir", "give a folder"),

@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from iqmjx.run import terminal
+from iqmjx.run import signals, terminal
 
 BUSY = "import zlib; zlib.compress(bytes(2**28))"  # seconds without a step of Python
 
@@ -47,6 +48,7 @@ def test_with_nothing_to_save_a_signal_ends_the_process_at_once(number, idle_exi
 
 
 DEFERRING = """
+import threading
 import time
 stop = signals.listen()
 def say(text):
@@ -166,3 +168,69 @@ def test_output_arrives_whole_and_in_order():
 def test_text_from_files_is_made_harmless():
     assert terminal.plain("a\x1b[2Jb\nc\u00e9\u202e") == "a\\x1b[2Jb\\nc\u00e9\\u202e"
     assert terminal.plain(3) == "3"
+
+
+def test_ctrl_c_reaches_a_program_once_its_run_is_saved():
+    """Noted while there is something to save; then its own handler is called."""
+    done = []
+    with pytest.raises(KeyboardInterrupt), signals.held_back() as stop:
+        with stop.deferred(print):
+            signal.raise_signal(signal.SIGINT)
+            assert stop.requested
+            done.append("saved")
+        done.append("left")
+    assert done == ["saved", "left"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_reaches_a_program_at_once_without_anything_to_save():
+    with signals.held_back(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_reaches_a_program_at_once():
+    with signals.held_back() as stop, stop.deferred(print):
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_run_that_stops_for_another_reason_raises_nothing():
+    with signals.held_back() as stop, stop.deferred(print):
+        stop.requested = True
+
+
+@pytest.mark.parametrize("raised", [0, 1])
+def test_a_program_s_own_handler_is_called_after_the_run(raised):
+    """As asyncio has one, which ends its main task."""
+    called = []
+    before = signal.signal(signal.SIGINT, lambda *_: called.append(stop.requested))
+    try:
+        with signals.held_back() as stop, stop.deferred(print):
+            for _ in range(raised):
+                signal.raise_signal(signal.SIGINT)
+            assert not called
+        assert called == [True] * raised
+        signal.raise_signal(signal.SIGINT)
+        assert len(called) == raised + 1
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_ignored_signals_and_other_threads_are_left_alone():
+    def hold(handler):
+        with signals.held_back():
+            found.append(signal.getsignal(signal.SIGINT) is handler)
+
+    found = []
+    thread = threading.Thread(target=hold, args=(signal.default_int_handler,))
+    thread.start()
+    thread.join()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with signals.held_back():
+            found.append(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert found == [True, True]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -11,11 +10,11 @@ from pathlib import Path
 from absl import flags
 from rich import console, table
 
-from iqmjx import command_line, loop, parallel, presets
+from iqmjx import command_line, parallel
 from iqmjx.commands import cli
 from iqmjx.errors import UsageError
-from iqmjx.presets import Resolved
-from iqmjx.run import checkpoint, memory, metrics, run_folder, trainer
+from iqmjx.run import launching, memory, run_folder
+from iqmjx.run.launching import Request
 from iqmjx.run.signals import Stop
 from iqmjx.run.terminal import plain
 from iqmjx.settings import LARGEST_INT, refuse
@@ -59,25 +58,27 @@ def main(stop: Stop | None = None) -> None:
             _join_processes()
             if parallel.have_peers():  # which wait for this one
                 stack.enter_context(stop.deferred(print))
-            resume, resolved = _settings()
-            with _said_by(resume, "loggers"):
-                metrics.find_loggers(resolved.config)
-            setup = loop.make_setup(trainer.fit_devices(resolved.config, resume))
-        parts = memory.footprint(setup)  # traces the task: its errors are not ours
-        with cli.user_errors():
-            memory.check(parts, setup.config)
-            resolved = dataclasses.replace(resolved, config=setup.config)
-            prepared = stack, resume, resolved, parts, setup.env.physics.name
-            folder = Path(parallel.by_first(lambda: str(_prepare(*prepared))))
-        stop.farewell = f"stopped; to go on: {run_folder.resume_command(folder)}"
+            run = stack.enter_context(launching.prepared(_request()))
+        if parallel.is_first():
+            _print_settings(run)
+        stop.farewell = f"stopped; to go on: {run_folder.resume_command(run.folder)}"
         with cli.run_errors():
-            finished = trainer.train(
-                resolved.config, folder, resume=resume, env=setup.env, stop=stop
-            )
+            finished = run.train(stop)
     if finished and parallel.is_first():
-        _, first = run_folder.seeds(resolved.config, folder)[0]
+        _, first = run_folder.seeds(run.config, run.folder)[0]
         print(f"done; python -m iqmjx.evaluate --checkpoint {first} plays the policy")
     sys.exit(0)
+
+
+def _request() -> Request:
+    if _LOGDIR.value == "":
+        raise UsageError("--logdir '': give a folder, or leave the flag out")
+    return Request(
+        command_line.given_settings(FLAGS),
+        _PRESET.value,
+        None if _LOGDIR.value is None else Path(_LOGDIR.value),
+        _RESUME.value,
+    )
 
 
 def _join_processes() -> None:
@@ -102,85 +103,13 @@ def _join_processes() -> None:
     parallel.join(*told)
 
 
-def _said_by(resume: bool, name: str) -> contextlib.AbstractContextManager[None]:
-    """Blames what is wrong with a setting on the run's file, where no flag gave it."""
-    if FLAGS[name].present or not resume:
-        return contextlib.nullcontext()
-    return run_folder.read_from(str(Path(_LOGDIR.value or "") / "config.json"))
-
-
-def _prepare(
-    stack: contextlib.ExitStack,
-    resume: bool,
-    resolved: Resolved,
-    parts: dict[str, int],
-    engine: str,
-) -> Path:
-    """Claims the run's folder, prints what will be run, and writes config.json."""
-    named = _LOGDIR.value and Path(_LOGDIR.value)
-    if named and not resume:
-        _refuse_existing(named)
-    folder = named or run_folder.new_default(resolved.config)
-    stack.enter_context(run_folder.claimed(folder))
-    if not resume:
-        _refuse_existing(folder)  # again: another process may have been first
-    _print_settings(resolved, parts, folder)
-    print(f"engine: {engine}")
-    if not resume or run_folder.load(folder) != resolved:  # a new schedule, if any
-        run_folder.create(folder, resolved)
-    return folder
-
-
-def _refuse_existing(folder: Path) -> None:
-    if not run_folder.is_empty(folder):
-        raise UsageError(
-            f"--logdir {folder}: exists and is not empty; choose another, or add "
-            f"--resume to go on with the run in it"
-        )
-
-
-def _settings() -> tuple[bool, Resolved]:
-    """Whether a run in --logdir is gone on with, and the settings.
-
-    `--resume` begins a run where there is none yet, if the flags name its task: the
-    same command line can be given until the run has ended.
-    """
-    given = command_line.given_settings(FLAGS)
-    if _LOGDIR.value == "":
-        raise UsageError("--logdir '': give a folder, or leave the flag out")
-    if not _RESUME.value:
-        return False, presets.resolve(given, _PRESET.value)
-    if _LOGDIR.value is None:
-        raise UsageError("--resume: name the run's folder with --logdir")
-    folder = Path(_LOGDIR.value)
-    if run_folder.is_empty(folder):
-        if "env" not in given:
-            raise UsageError(
-                f"--resume: there is no run in --logdir {folder}; to begin one there, "
-                f"name its task with --env"
-            )
-        return False, presets.resolve(given, _PRESET.value)
-    saved = run_folder.load(folder)
-    if FLAGS["preset"].present and _PRESET.value not in ("auto", saved.preset):
-        raise UsageError(
-            f"--preset {_PRESET.value}: the run in {folder} has preset {saved.preset}; "
-            f"leave the flag out, or start a new run without --resume"
-        )
-    resolved = run_folder.merge(saved, given, folder)
-    taken, end = checkpoint.newest(folder) or 0, resolved.config.total_env_steps
-    if taken > end:
-        fix = f"the run in {folder} has taken {taken} env steps; give at least {taken}"
-        with _said_by(True, "num_timesteps"):
-            refuse("num_timesteps", resolved.config.num_timesteps, fix)
-    return True, resolved
-
-
-def _print_settings(resolved: Resolved, parts: dict[str, int], folder: Path) -> None:
+def _print_settings(run: launching.Run) -> None:
     settings = table.Table("setting", "value", "from", box=None, pad_edge=False)
-    for name, value in resolved.config.flat().items():
-        settings.add_row(name, plain(value), plain(resolved.sources[name]))
+    for name, value in run.config.flat().items():
+        settings.add_row(name, plain(value), plain(run.resolved.sources[name]))
     out = console.Console(highlight=False, soft_wrap=True, markup=False)
     out.print(settings)
-    sizes = ", ".join(f"{k} {memory.describe(v)}" for k, v in parts.items())
+    sizes = ", ".join(f"{k} {memory.describe(v)}" for k, v in run.memory.items())
     out.print(f"memory: {sizes}")
-    out.print(f"run folder: {folder}")
+    out.print(f"run folder: {run.folder}")
+    out.print(f"engine: {run.setup.env.physics.name}")

@@ -35,7 +35,11 @@ _CALLS = {
 BEGINNING = -1
 """What a run is resumed at that had no checkpoint yet: no row of it is kept."""
 
-LOGGERS: dict[str, str] = {"tensorboard": "iqmjx.run.metrics:TensorBoard"}
+LOGGERS: dict[str, str] = {
+    "tensorboard": "iqmjx.run.metrics:TensorBoard",
+    "wandb": "iqmjx.run.trackers.wandb_run:WeightsAndBiases",
+    "trackio": "iqmjx.run.trackers.trackio_run:Trackio",
+}
 
 
 class Logger(Protocol):

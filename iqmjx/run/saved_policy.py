@@ -130,7 +130,8 @@ def load(folder: Path) -> SavedPolicy:
     root = folder if chosen is None else folder.parent
     if not root.is_dir():
         raise UsageError(f"{root}: there is no saved policy (no such folder)")
-    _, saved, problems = steps.read_newest(root, _load_step, chosen)
+    with jax.enable_x64(False):  # whatever the program around computes in
+        _, saved, problems = steps.read_newest(root, _load_step, chosen)
     return dataclasses.replace(saved, unreadable=problems)
 
 

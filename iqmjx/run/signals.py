@@ -14,6 +14,7 @@ import contextlib
 import os
 import signal
 import threading
+import types
 from collections.abc import Callable, Iterator
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -43,6 +44,11 @@ class Stop:
         self._idle_exit = idle_exit
         self._say: Callable[[str], None] | None = None  # within `deferred`
         self._lock = threading.Lock()
+
+    @property
+    def deferring(self) -> bool:
+        """Whether signals are noted: whether there is something to save."""
+        return self._say is not None
 
     @contextlib.contextmanager
     def deferred(self, say: Callable[[str], None]) -> Iterator[None]:
@@ -87,6 +93,41 @@ def listen(idle_exit: int | None = None) -> Stop:
             signal.signal(number, lambda *_: None)
     atexit.register(_ignore)  # the first to be registered, and so the last to be called
     return stop
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[Stop]:
+    """A `Stop` for a run within somebody's program, which has handlers of its own.
+
+    In the main thread, Ctrl-C asks it to stop, and reaches the program's own handler
+    (by default Python's, which raises KeyboardInterrupt) when this is left; at once,
+    where there is nothing to save, and the second time. Elsewhere signals are left
+    alone, and so are those that are ignored.
+    """
+    stop = Stop()
+    before = signal.getsignal(signal.SIGINT)
+    alone = threading.current_thread() is not threading.main_thread()
+    if alone or before in (signal.SIG_IGN, None):
+        yield stop
+        return
+    interrupted = False
+
+    def take(number: int, frame: types.FrameType | None) -> None:
+        nonlocal interrupted
+        if stop.deferring and not interrupted:
+            interrupted = stop.requested = True
+            return
+        interrupted = False
+        signal.signal(number, before)
+        signal.raise_signal(number)
+
+    signal.signal(signal.SIGINT, take)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupted:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _ignore() -> None:

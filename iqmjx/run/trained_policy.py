@@ -101,7 +101,17 @@ class TrainedPolicy:
 
 
 def load(path: str | os.PathLike[str]) -> TrainedPolicy:
-    """Loads a trained policy: see `iqmjx.load`."""
+    """Loads a trained policy.
+
+        policy = iqmjx.load("checkpoints/humanoid")
+        action = policy(obs)
+
+    Args:
+        path: a run folder, its `policy` or `best`, or one step in them.
+
+    Raises:
+        UsageError: where there is no saved policy, or it cannot be read here.
+    """
     return of(saved_policy.load(saved_policy.locate(Path(path).expanduser())))
 
 

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import jax
 import numpy as np
 
 from iqmjx import envs, evaluation, loop, parallel
+from iqmjx.acting import Actor
 from iqmjx.config import Config
 from iqmjx.errors import RunError, UsageError
 from iqmjx.run import checkpoint, metrics, offenders, run_folder
@@ -26,6 +28,9 @@ from iqmjx.run.progress import Progress
 from iqmjx.run.saved_policy import PolicyStore
 from iqmjx.run.signals import Stop
 from iqmjx.run.steps import StorageError
+
+OnEvaluation = Callable[[int, list[dict[str, float]], list[Actor]], None]
+"""Called with env steps, and for each seed a row of metrics and what was played."""
 
 
 class DivergedError(RunError):
@@ -39,6 +44,8 @@ def train(
     resume: bool = False,
     env: envs.Task | None = None,
     stop: Stop | None = None,
+    on_evaluation: OnEvaluation | None = None,
+    quiet: bool = False,
 ) -> bool:
     """Trains, or goes on training, in a run folder that exists.
 
@@ -50,6 +57,8 @@ def train(
             shards of the run, they are made anew, one per device.
         env: an environment object, in place of the one that `config.env` names.
         stop: what may ask the run to stop; looked at after each chunk.
+        on_evaluation: called after each evaluation, by the first process.
+        quiet: print nothing, and give warnings to Python's `warnings`.
 
     Returns:
         Whether the run came to its end; False where it was asked to stop, its state
@@ -64,21 +73,19 @@ def train(
     start = time.perf_counter()
     setup = loop.make_setup(fit_devices(config, resume), env)
     with contextlib.ExitStack() as stack:
+        first = parallel.is_first()
         progress = stack.enter_context(
-            Progress(config.total_env_steps, parallel.is_first())
+            Progress(config.total_env_steps, first and not quiet)
         )
-        env_steps, state, resume_at = _begin(setup, folder, resume, progress)
-        seeds = (
-            _open_seeds(setup, folder, resume_at, progress)
-            if parallel.is_first()
-            else []
-        )
+        warn = _warn if first and quiet else progress.say
+        env_steps, state, resume_at = _begin(setup, folder, resume, progress, warn)
+        seeds = _open_seeds(setup, folder, resume_at, warn) if first else []
         for seed in seeds:
             stack.enter_context(contextlib.closing(seed))
         store = stack.enter_context(checkpoint.open_store(folder, state))
         store.drop_after(env_steps)
         spent = max((seed.walltime for seed in seeds), default=0.0)
-        run = _Run(setup, seeds, store, progress, start - spent)
+        run = _Run(setup, seeds, store, progress, warn, start - spent, on_evaluation)
         fresh = resume_at is None or resume_at < 0
         finished = run.go_on(env_steps, state, stop or Stop(), fresh)
         if not finished:
@@ -127,9 +134,12 @@ class _Seed:
 class _Run:
     """The compiled programs of a run and where their results go."""
 
-    def __init__(self, setup, seeds: list[_Seed], store, progress, start):
+    def __init__(
+        self, setup, seeds: list[_Seed], store, progress, warn, start, on_evaluation
+    ):
         self._setup, self._config = setup, setup.config
         self._seeds, self._store, self._progress = seeds, store, progress
+        self._warn, self._on_evaluation = warn, on_evaluation
         self._start = start  # when the run would have begun without interruptions
         self._greedy = evaluation.both_modes(self._config.num_eval_envs)
         self._numbers = self._config.seed + np.arange(self._config.num_seeds)
@@ -238,7 +248,7 @@ class _Run:
             except OSError as error:
                 path = f"it cannot be kept ({error})"
             if path is not None:
-                self._progress.say(f"a world left the numbers: {path}")
+                self._warn(f"a world left the numbers: {path}")
 
     def _evaluate(self, state: loop.TrainState) -> None:
         """Plays evaluation episodes, logs them, and keeps each policy if best."""
@@ -263,7 +273,10 @@ class _Run:
             try:
                 seed.policies.save_if_best(self.env_steps, actor, score)
             except StorageError as error:
-                self._warn(f"the best policy cannot be saved: {error}")
+                self._warn(f"warning: the best policy cannot be saved: {error}")
+        if self._seeds and self._on_evaluation:
+            each = [_of_seed(actors, index) for index in range(len(rows))]
+            self._on_evaluation(self.env_steps, rows, each)
 
     def _save(self, state: loop.TrainState) -> None:
         """Saves each seed's policy, and the whole state; training survives a failure.
@@ -279,10 +292,7 @@ class _Run:
             self._unsaved = ""
         except StorageError as error:
             self._unsaved = f"the state cannot be saved: {error}"
-            self._warn(self._unsaved)
-
-    def _warn(self, text: str) -> None:
-        self._progress.say(f"warning: {text}")
+            self._warn(f"warning: {self._unsaved}")
 
     def _write(self, rows: list[dict[str, float]]) -> None:
         for seed, row in zip(self._seeds, rows, strict=False):  # none elsewhere
@@ -318,15 +328,26 @@ def _make_game(setup: loop.Setup, num_episodes: int) -> evaluation.Game:
     return evaluation.Game(env, setup.agent.policy, config.episode_length)
 
 
+def _warn(text: str) -> None:
+    warnings.warn(text.removeprefix("warning: "), stacklevel=2)
+
+
 def _open_seeds(
-    setup: loop.Setup, folder: Path, resume_at: int | None, progress: Progress
+    setup: loop.Setup,
+    folder: Path,
+    resume_at: int | None,
+    warn: Callable[[str], None],
 ) -> list[_Seed]:
     seeds = run_folder.seeds(setup.config, folder)
-    return [_Seed(setup, config, own, resume_at, progress.say) for config, own in seeds]
+    return [_Seed(setup, config, own, resume_at, warn) for config, own in seeds]
 
 
 def _begin(
-    setup: loop.Setup, folder: Path, resume: bool, progress: Progress
+    setup: loop.Setup,
+    folder: Path,
+    resume: bool,
+    progress: Progress,
+    warn: Callable[[str], None],
 ) -> tuple[int, loop.TrainState, int | None]:
     """The env steps taken, the state to go on from, and what metrics resume at."""
     if resume and checkpoint.newest(folder) is not None:
@@ -335,7 +356,7 @@ def _begin(
         except UsageError as error:
             raise RunError(str(error)) from error
         for line in told:
-            progress.say(line)
+            warn(line)
         progress.say(f"resuming at {env_steps:,} env steps")
         return env_steps, state, env_steps
     if resume:  # stopped before its first checkpoint
