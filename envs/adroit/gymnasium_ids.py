@@ -6,12 +6,17 @@ it here. They differ in the sign of one term (see `iqmjx.envs.adroit`).
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 from typing import Any
 
 import gymnasium
-import gymnasium_robotics
 import numpy as np
 from gymnasium.envs.registration import load_env_creator, registry
+
+with contextlib.redirect_stderr(io.StringIO()):  # it announces what is made here
+    _robotics = importlib.import_module("gymnasium_robotics")
 
 _REACHED = {"Door": ("site", "S_handle")} | dict.fromkeys(
     ("Hammer", "Relocate"), ("body", "Object")
@@ -55,7 +60,7 @@ def _register(task: str, version: int) -> None:
         )
 
 
-gymnasium.register_envs(gymnasium_robotics)
+gymnasium.register_envs(_robotics)
 for _task in ("Door", "Hammer", "Pen", "Relocate"):
     for _version in _MORE:
         _register(_task, _version)
