@@ -105,3 +105,14 @@ def run_command(words, cwd):
     assert process.returncode == 0, (words, output)
     time.sleep(0)
     return output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_commands_work_as_printed(page, tmp_path):
+    """In their order, in an empty folder; trainings for as long as they are let."""
+    for name in ("launch", "docs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for words in commands(page):
+        if "&" not in words and "SETTINGS" not in words:
+            run_command(words, tmp_path)
