@@ -338,3 +338,11 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="full"):
         run_folder.write_whole(path, b"new")
     assert path.read_text() == "old"
+
+
+def test_a_folder_is_claimed_until_it_is_left(tmp_path):
+    folder = tmp_path / "run"
+    assert not run_folder.is_claimed(folder) and not folder.exists()
+    with run_folder.claimed(folder):
+        assert run_folder.is_claimed(folder)
+    assert not run_folder.is_claimed(folder)

@@ -210,6 +210,7 @@ def test_a_study_finds_what_is_best_and_prunes_what_is_not(tmp_path, played):
     trials, told, _ = make(tmp_path / "out", asked, 16)
     numbers, states, params, values, evaluations, why = zip(*trials, strict=True)
     assert numbers == tuple(range(16))
+    assert len({own["learning_rate"] for own in params}) == 16
     assert params[0]["learning_rate"] == 1e-3 and values[0] == [pytest.approx(0.9)]
     assert set(states[:5]) == {TrialState.COMPLETE} and TrialState.PRUNED in states
     ended = {}
