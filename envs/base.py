@@ -11,6 +11,7 @@ import abc
 import copy
 import dataclasses
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -132,6 +133,13 @@ class Env(abc.ABC):
     episode_length: int = 1000  # control steps, Gymnasium's time limit
     contacts_per_world: int = 16
     constraints_per_world: int = 64
+    # Where videos look from: attributes of MjvCamera by name, degrees and metres; as
+    # `run.video.look_through` takes them. By default it follows the first body.
+    camera: Mapping[str, Any] = {
+        "type": mujoco.mjtCamera.mjCAMERA_TRACKING,
+        "trackbodyid": 1,
+        "elevation": -15.0,
+    }
     # A state beyond these is none (`FAULT_STATE`): ten times what the task reaches, or
     # more, as launch/largest_speeds.py measures it.
     largest_speed: float = 1e4  # |qvel|, m/s or rad/s

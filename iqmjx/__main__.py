@@ -31,6 +31,7 @@ class Command:
 COMMANDS = {
     "train": Command("Train an agent, or resume a run.", saves=True),
     "evaluate": Command("Play a policy and report its returns."),
+    "play": Command("Show policies in MuJoCo's viewer, or write a video."),
     "export": Command("Write a policy as ONNX, StableHLO or NumPy."),
     "tasks": Command("List the tasks."),
     "experiment": Command("Run the experiments of a file and report.", saves=True),

@@ -151,6 +151,13 @@ class Config:
         at_least=0,
         at_most=_TIMES,
     )
+    video_every: int = setting(
+        0,
+        "Record an episode of every so many evaluations, from the first on, to videos/ "
+        "in the run's folder; 0 for none.",
+        at_least=0,
+        before=0,
+    )
     loggers: tuple[str, ...] = setting(
         ("tensorboard",),
         "Where metrics go besides metrics.jsonl: tensorboard, wandb, trackio, or "
@@ -171,11 +178,20 @@ class Config:
         if self.normalize_rewards and not hasattr(self.algorithm, "discounting"):
             fix = f"--algo {self.algo} has no discounting: give false"
             refuse("normalize_rewards", True, fix)
+        self._check_videos()
         self._check_seeds()
         self._check_chunks()
         self._check_replay()
         self._check_shards()
         self._check_counters()
+
+    def _check_videos(self) -> None:
+        if self.video_every and not self.num_evals:
+            fix = "with --num_evals 0 there is nothing to record; give 0"
+            refuse("video_every", self.video_every, fix)
+        if self.video_every and envs.task_class(self.env) is None:
+            fix = f"{self.env} brings its own engine, which is not drawn; give 0"
+            refuse("video_every", self.video_every, fix)
 
     def _check_seeds(self) -> None:
         last = LARGEST_INT - (self.num_seeds - 1)
@@ -328,7 +344,7 @@ class Config:
         return self.grad_updates_per_step * self.batch_size / self.num_envs
 
 
-SCHEDULE = ("num_timesteps", "num_evals", "num_checkpoints", "loggers")
+SCHEDULE = ("num_timesteps", "num_evals", "num_checkpoints", "video_every", "loggers")
 """Settings that say when a run ends, and when and where it is looked at: not what it
 learns on the way (but for a learning rate that falls until num_timesteps).
 """

@@ -31,6 +31,18 @@ _STREAM = 1
 
 
 @struct.dataclass
+class Track:
+    """What R worlds (of each seed) went through in L control steps.
+
+    R is the number of devices that episodes are divided among; the first world of each
+    is here. Beyond the end of its episode there is nothing of a meaning.
+    """
+
+    positions: Float[Array | np.ndarray, "*S R L nq"]  # MuJoCo's qpos before each step
+    model_fields: dict[str, Array | np.ndarray]  # [*S R ...], what the model has there
+
+
+@struct.dataclass
 class Episodes:
     """M finished episodes (of each seed), on the device or the host."""
 
@@ -40,6 +52,7 @@ class Episodes:
     succeeded: (
         Bool[Array | np.ndarray, "*S M"] | None
     )  # at any step; None where tasks do not say
+    track: Track | None = None  # where the game is recorded
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,6 +62,7 @@ class Game:
     env: envs.Task
     policy: Policy
     episode_length: int
+    recorded: bool = False  # the first world, of a task that is an `Env`
 
 
 def play(
@@ -82,6 +96,11 @@ def play(
         best = acting.act_greedily(game.policy, actor, worlds.obs)
         mask = greedy.reshape(-1, *[1] * (best.ndim - 1))
         control = game.policy.control(jnp.where(mask, best, sampled))
+        track = so_far.track
+        if track is not None:
+            qpos = worlds.pipeline_state.qpos[0]
+            positions = track.positions.at[0, step].set(qpos)
+            track = dataclasses.replace(track, positions=positions)
         worlds = jax.vmap(game.env.step)(worlds, control)
         diverged = vector.has_diverged(worlds, control)
         counts = alive & ~diverged
@@ -93,16 +112,23 @@ def play(
             lengths=so_far.lengths + alive,
             valid=so_far.valid & ~(alive & diverged),
             succeeded=succeeded,
+            track=track,
         )
         alive = counts & (worlds.done == 0)
         return step + 1, worlds, alive, so_far
 
+    track = None
+    if game.recorded:
+        first = jax.tree.map(lambda leaf: leaf[:1], worlds.pipeline_state)
+        positions = jnp.zeros((1, game.episode_length, first.qpos.shape[-1]))
+        track = Track(positions, first.model_fields)
     all_worlds = jnp.ones(num_worlds, bool)
     nothing = Episodes(
         returns=jnp.zeros(num_worlds),
         lengths=jnp.zeros(num_worlds, jnp.int32),
         valid=all_worlds,
         succeeded=~all_worlds if "success" in worlds.metrics else None,
+        track=track,
     )
     start = (jnp.zeros((), jnp.int32), worlds, all_worlds, nothing)
     return jax.lax.while_loop(unfinished, advance, start)[-1]

@@ -1,6 +1,6 @@
 """A few frames of what a policy does, as one small picture: a row for each episode.
 
-    MUJOCO_GL=osmesa python launch/frames.py --checkpoint RUN --out door-iq.png
+    python launch/frames.py --checkpoint RUN --out door-iq.png
 
 Plays the policy's mode in Gymnasium's own environment, on MuJoCo C, and draws each
 episode's start, its end, and frames evenly between. The camera follows the body; over
@@ -12,18 +12,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
-import mujoco
 import numpy as np
 from absl import flags
 from PIL import Image
 
-from iqmjx import envs
 from iqmjx.commands import cli
-from iqmjx.envs.adroit.hand import AdroitHand
 from iqmjx.errors import UsageError
-from iqmjx.run import gymnasium_play, saved_policy, trained_policy
+from iqmjx.run import gymnasium_play, saved_policy, trained_policy, video
 
 FLAGS = flags.FlagValues()
 _CHECKPOINT = flags.DEFINE_string(
@@ -48,51 +44,45 @@ def main() -> None:
     with cli.user_errors():
         if not (_CHECKPOINT.value and _OUT.value):
             raise UsageError("--checkpoint, --out: give a run and a .png file")
-        gymnasium_play.check_rendering()
+        video.backend()
         with cli.of_flag("checkpoint"):
             saved = saved_policy.load(saved_policy.locate(Path(_CHECKPOINT.value)))
-        task = envs.task_class(saved.config.env)
+        task = gymnasium_play.twin(saved.config.env)
         if task is None:
             raise UsageError(f"--checkpoint: {saved.config.env} is not in Gymnasium")
         env = gymnasium_play.make(task, max_episode_steps=saved.config.episode_length)
-    base: Any = env.unwrapped
-    policy = trained_policy.of(saved)
-    renderer = mujoco.Renderer(base.model, _PIXELS, _PIXELS)
-    rows: list[list[np.ndarray]] = [[] for _ in range(_EPISODES.value)]
-
-    def choose(episode: int, obs: np.ndarray) -> np.ndarray:
-        renderer.update_scene(base.data, _camera(base, task))
-        rows[episode].append(renderer.render().copy())
-        return policy(obs)
-
-    played = gymnasium_play.play_episodes(env, choose, len(rows), _SEED.value)
-    renderer.close()
-    _write(rows, Path(_OUT.value))
+    recorders = [gymnasium_play.Recorder(env, task) for _ in range(_EPISODES.value)]
+    played = gymnasium_play.play(
+        env,
+        trained_policy.of(saved),
+        episodes=len(recorders),
+        deterministic=True,
+        seed=_SEED.value,
+        watch=lambda episode: recorders[episode].keep(),
+    )
+    _write([_chosen(recorder) for recorder in recorders], Path(_OUT.value))
     for episode, value in enumerate(played.returns):
         success = played.succeeded is not None and played.succeeded[episode]
         print(f"episode {episode}: return {value:.1f}{', success' if success else ''}")
 
 
-def _camera(base: Any, task: type[envs.Env]) -> mujoco.MjvCamera:
-    camera = mujoco.MjvCamera()
-    if issubclass(task, AdroitHand):
-        camera.azimuth, camera.elevation, camera.distance = 60.0, -40.0, 1.2
-        camera.lookat[:] = 0.0, -0.1, 0.2  # about where the hand begins, metres
-    else:
-        camera.type, camera.trackbodyid = mujoco.mjtCamera.mjCAMERA_TRACKING, 1
-        camera.elevation, camera.distance = -15.0, min(4.0, base.model.stat.extent)
-    return camera
+def _chosen(recorder: gymnasium_play.Recorder) -> video.Recording:
+    """Evenly spaced moments of an episode, one for each second of a video."""
+    episode = recorder.episode("")
+    last = len(episode.positions) - 1
+    chosen = np.linspace(0, last, _FRAMES.value).round().astype(int)
+    episode = episode._replace(positions=episode.positions[chosen])
+    return video.Recording(recorder.scene._replace(dt=1.0), [episode])
 
 
-def _write(rows: list[list[np.ndarray]], path: Path) -> None:
-    """Writes evenly spaced frames of each episode."""
-    strips = []
-    for row in rows:
-        chosen = np.linspace(0, len(row) - 1, _FRAMES.value).round().astype(int)
-        strips.append(np.concatenate([row[i] for i in chosen], axis=1))
+def _write(rows: list[video.Recording], path: Path) -> None:
+    """Writes the moments of each recording as a row."""
+    pixels = _PIXELS
+    drawn = video.frames(rows, video.Format(pixels, pixels, fps=1.0))
+    tiles = drawn.reshape(len(drawn), pixels, len(rows), pixels, 3)
+    picture = tiles.transpose(2, 1, 0, 3, 4).reshape(len(rows) * pixels, -1, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(np.concatenate(strips)).quantize(_COLORS)
-    picture.save(path, optimize=True)
+    Image.fromarray(picture).quantize(_COLORS).save(path, optimize=True)
 
 
 if __name__ == "__main__":

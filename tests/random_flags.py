@@ -109,6 +109,8 @@ def advice(message: str) -> dict[str, str]:
         return {flag: found[1] or found[2]}
     if found := re.search(r"(?:choose one of|did you mean|there are) (\w+)", fix):
         return {flag: found[1]}
+    if found := re.search(rf"give {number}$", fix):
+        return {flag: found[1]}
     if fix == "give true or false":
         return {flag: "true"}
     if fix == "give a whole number":  # its range depends on other settings

@@ -14,6 +14,7 @@ import gymnasium
 import jax
 import pytest
 from absl import flags
+from PIL import Image
 
 from iqmjx import command_line, cpu, envs
 from iqmjx.commands import cli
@@ -99,14 +100,25 @@ BAD_INPUT = [
     ("evaluate", f"--checkpoint RUN --episodes {2**31}", "--episodes", "from 1"),
     ("evaluate", "--checkpoint RUN --seed -1", "--seed -1: ", "from 0"),
     ("evaluate", "--checkpoint RUN --sim bullet", "sim", "bullet"),
-    ("evaluate", "--checkpoint RUN --video a.gif", "--video a.gif", ".mp4"),
+    ("evaluate", "--checkpoint RUN --video a.avi", "--video a.avi", ".mp4"),
     ("evaluate", "--checkpoint RUN --video=", "--video ''", ".mp4"),
     ("evaluate", "--checkpoint RUN --video /dev/null/a.mp4", "--video /dev/null"),
-    (
-        "evaluate",
-        "--checkpoint RUN --video a.mp4 --sim native",
-        *("--video", "--sim gymnasium"),
-    ),
+    ("play", "", "--checkpoint"),
+    ("play", "--checkpoint=", "--checkpoint"),
+    ("play", "--checkpoint RUN, --video a.mp4", "--checkpoint ''"),
+    ("play", "--checkpoint RUN,nowhere --video a.mp4", "nowhere", "no saved policy"),
+    ("play", "--checkpoint RUN --video a.avi", "--video a.avi", ".mp4 or .gif"),
+    ("play", "--checkpoint RUN --video=", "--video ''", ".mp4 or .gif"),
+    ("play", "--checkpoint RUN --video /dev/null/a.mp4", "--video /dev/null"),
+    ("play", "--checkpoint RUN --video a.mp4 --episodes 0", "--episodes 0: give"),
+    ("play", "--checkpoint RUN --seconds 0", "--seconds 0.0: give", "above 0"),
+    ("play", "--checkpoint RUN --seconds nan", "--seconds nan: give"),
+    ("play", "--checkpoint RUN --episodes 1 --seconds 1", "--episodes, --seconds"),
+    ("play", "--checkpoint RUN --width 481", "--width 481", "such as 482"),
+    ("play", "--checkpoint RUN --height 8", "--height 8: give", "from 64 to 4096"),
+    ("play", "--checkpoint RUN --fps 0.5", "--fps 0.5: give", "from 1 to 240"),
+    ("play", "--checkpoint RUN --seed -1", "--seed -1: give", "from 0"),
+    ("play", "--checkpoint RUN --sim bullet", "--sim bullet", "gymnasium"),
     ("export", "", "--checkpoint"),
     ("export", "--checkpoint nowhere", "--checkpoint", "no saved policy"),
     ("export", "--checkpoint RUN --format keras", "--format keras", "stablehlo"),
@@ -466,12 +478,26 @@ def test_a_video_without_gl_is_refused_in_one_line(run, tmp_path):
     without = environment() | {"MUJOCO_GL": "glfw", "DISPLAY": ""}
     video = tmp_path / "a.mp4"
     result = command("evaluate", "--checkpoint", run[0], "--video", video, env=without)
-    assert_refused(result, f"--video {video}", "MUJOCO_GL=egl")
+    assert_refused(result, "--video", "MUJOCO_GL=glfw", "unset it")
     assert not video.exists()
 
 
+def test_play_shows_checkpoints_side_by_side(run, tmp_path):
+    folder, _ = run
+    both = f"{folder},{next((folder / 'best').iterdir())}"
+    size = "--width 80 --height 64 --seconds 0.5 --fps 10"
+    line = f"--checkpoint {both} --video {tmp_path / 'a.gif'} {size}"
+    code, out, said = commands.outcome("play", line.split())
+    if "MuJoCo cannot render" in said:
+        pytest.skip("no GL library")
+    assert code == 0, said
+    assert "run: return" in out and "run/best: return" in out
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.size == (160, 64) and gif.n_frames == 5
+
+
 def test_all_commands_can_be_imported_into_one_process():
-    names = "train, evaluate, benchmark, report, tabular"
+    names = "train, evaluate, play, benchmark, report, tabular"
     script = f"from iqmjx.commands import {names}; print(train.FLAGS is not None)"
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=100

@@ -172,7 +172,7 @@ PAPER_ALGORITHMS = {
 }
 NOT_LEARNING = {
     *("env", "algo", "seed", "num_seeds", "physics"),
-    *("num_evals", "num_eval_envs", "num_checkpoints", "loggers"),
+    *("num_evals", "num_eval_envs", "num_checkpoints", "video_every", "loggers"),
 }
 
 
@@ -279,6 +279,8 @@ def test_settings_hold_to_ranges_that_depend_on_each_other():
         ({"num_envs": 0}, "--num_envs 0: give a whole number of at least 1"),
         ({"num_envs": 12.5}, "--num_envs 12.5: give a whole number"),
         ({"num_evals": -1}, "--num_evals -1: .*from 0 to 1000000"),
+        ({"video_every": 1, "num_evals": 0}, "--video_every 1: .*--num_evals 0.*0$"),
+        ({"video_every": 1, "env": "brax:ant"}, "--video_every 1: brax:ant brings its"),
         ({"loggers": "wandb"}, "--loggers 'wandb': give names"),
         ({"target_entropy": 1.5}, "--target_entropy 1.5"),
         ({"advantage_scale": 0.0}, "--advantage_scale 0.0: give a number from 1e-06"),

@@ -22,7 +22,7 @@ def test_frames_are_of_each_episode_from_its_start_to_its_end(tmp_path):
     told = subprocess.run(
         [sys.executable, ROOT / "launch/frames.py", "--checkpoint", run, "--out", out]
         + ["--episodes", "2", "--frames", "3"],
-        env={"MUJOCO_GL": "osmesa"} | test_cli.environment(),
+        env=test_cli.environment(),
         capture_output=True,
         text=True,
     )

@@ -31,6 +31,12 @@ class AdroitHand(Env):
     # Random play has at most 17 contacts, 111 rows (door).
     contacts_per_world = 32
     constraints_per_world = 192
+    camera = {  # noqa: RUF012
+        "azimuth": 60.0,
+        "elevation": -40.0,
+        "distance": 1.4,
+        "lookat": (0.0, -0.1, 0.2),  # about where the hand begins, metres
+    }
     largest_speed = 3000.0  # 253 under controls held at their limits (door)
 
     def __init__(self, physics_engine: str = "auto", num_worlds: int = 1):

@@ -98,15 +98,18 @@ def _may_run_mjx(own: flags.FlagValues) -> bool:
     Tasks from outside may bring it along.
     """
     given = {name: own[name].value for name in _TELLING if name in own}
-    saved = _saved_settings(given.get("checkpoint") or given.get("logdir"))
-    chosen = [given.get("sim"), given.get("physics"), saved.get("physics")]
-    task = str(given.get("env") or saved.get("env"))
-    return "mjx" in chosen or ":" in task
+    named = given.get("checkpoint") or given.get("logdir") or []
+    paths = named if isinstance(named, list) else [named]
+    for run in (given, *map(_saved_settings, paths)):
+        chosen = [run.get("sim"), run.get("physics")]
+        if "mjx" in chosen or ":" in str(run.get("env")):
+            return True
+    return False
 
 
-def _saved_settings(path: str | None) -> dict[str, Any]:
+def _saved_settings(path: str) -> dict[str, Any]:
     """What a run's config.json says, unread by Config; {} where there is none."""
-    for folder in [Path(path), *Path(path).absolute().parents][:3] if path else []:
+    for folder in [Path(path), *Path(path).absolute().parents][:3]:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             content = strict_json.loads((folder / "config.json").read_text())
             return dict(content["config"])

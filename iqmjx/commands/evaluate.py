@@ -14,7 +14,15 @@ from iqmjx import command_line, envs, evaluation, strict_json
 from iqmjx.commands import cli
 from iqmjx.envs import physics as engines
 from iqmjx.errors import UsageError
-from iqmjx.run import gymnasium_play, memory, saved_policy, trained_policy
+from iqmjx.run import (
+    gymnasium_play,
+    memory,
+    recording,
+    saved_policy,
+    terminal,
+    trained_policy,
+    video,
+)
 from iqmjx.run.saved_policy import SavedPolicy
 from iqmjx.settings import LARGEST_INT, refuse
 
@@ -44,7 +52,7 @@ _DETERMINISTIC = flags.DEFINE_bool(
 _SEED = command_line.integer(FLAGS, "seed", 0, "Seed of resets and of sampled actions.")
 _JSON = command_line.json(FLAGS)
 _VIDEO = command_line.path(
-    FLAGS, "video", None, "Write the first episode to this .mp4 file (--sim gymnasium)."
+    FLAGS, "video", None, "Write the first episode to this file, .mp4 or .gif."
 )
 
 
@@ -59,19 +67,15 @@ def main() -> None:
             print(f"warning: {problem}; playing an older one", file=sys.stderr)
         twin = _twin(saved.config.env)
         if _VIDEO.value:
-            _check_video(Path(_VIDEO.value))
+            _check_video(saved.config.env)
         sim = _SIM.value or ("gymnasium" if twin else saved.config.physics)
         if sim == "gymnasium":
-            episodes = _play_in_gymnasium(saved, twin)
+            episodes, recorded = _play_in_gymnasium(saved, twin, path)
         else:
             env = _on_engine(saved.config.env, sim)
             memory.check_episodes(env, _EPISODES.value)
-            sim, episodes = env.physics.name, _play_on_engine(saved, env)
-    valid = np.asarray(episodes.valid)
-    returns, lengths = (
-        np.asarray(values, np.float64)
-        for values in (episodes.returns, episodes.lengths)
-    )
+            sim = env.physics.name
+            episodes, recorded = _play_on_engine(saved, env, path)
     report = {
         "env": twin.gymnasium_id if twin else saved.config.env,
         "sim": sim,
@@ -79,6 +83,30 @@ def main() -> None:
         "env_steps": saved.env_steps,
         "deterministic": _DETERMINISTIC.value,
         "seed": _SEED.value,
+        **_scores(episodes),
+    }
+    if _JSON.value:
+        print(strict_json.dumps(report))
+    else:
+        print(
+            f"{report['env']} in {report['sim']}, "
+            f"trained for {saved.env_steps:,} env steps: {_said(report)}"
+        )
+    if _VIDEO.value and recorded is not None:
+        with cli.run_errors(), terminal.counting(f"drawing {_VIDEO.value}") as drawn:
+            video.write([recorded], Path(_VIDEO.value), video.Format(), drawn=drawn)
+        if not _JSON.value:
+            print(f"video: {_VIDEO.value}")
+
+
+def _scores(episodes: evaluation.Episodes) -> dict[str, Any]:
+    """What is reported of episodes that were played."""
+    valid = np.asarray(episodes.valid)
+    returns, lengths = (
+        np.asarray(values, np.float64)
+        for values in (episodes.returns, episodes.lengths)
+    )
+    scores = {
         "episodes": len(valid),
         "diverged": int((~valid).sum()),
         "mean": evaluation.over(np.mean, returns[valid]),
@@ -90,16 +118,8 @@ def main() -> None:
     }
     if episodes.succeeded is not None:
         succeeded = np.asarray(episodes.succeeded)
-        report["success"] = evaluation.over(np.mean, succeeded[valid])
-    if _JSON.value:
-        print(strict_json.dumps(report))
-        return
-    print(
-        f"{report['env']} in {report['sim']}, "
-        f"trained for {saved.env_steps:,} env steps: {_said(report)}"
-    )
-    if _VIDEO.value:
-        print(f"video: {_VIDEO.value}")
+        scores["success"] = evaluation.over(np.mean, succeeded[valid])
+    return scores
 
 
 def _said(report: dict[str, Any]) -> str:
@@ -126,24 +146,17 @@ def _check_flags() -> None:
         if not least <= value <= LARGEST_INT:
             fix = f"give a whole number from {least} to {LARGEST_INT}"
             refuse(name, value, fix)
-    if _VIDEO.value and _SIM.value not in (None, "gymnasium"):
+    if _VIDEO.value is not None:
+        video.check_name("video", _VIDEO.value)
+
+
+def _check_video(name: str) -> None:
+    """Raises UsageError where the video of a task could not be made or written."""
+    if envs.task_class(name) is None:
         raise UsageError(
-            f"--video: --sim {_SIM.value} plays all episodes at once; record with "
-            f"--sim gymnasium"
+            f"--video: {name} brings its own engine, which cannot be drawn"
         )
-    if _VIDEO.value is not None and not _VIDEO.value.endswith(".mp4"):
-        refuse("video", _VIDEO.value, "give a file name ending in .mp4")
-
-
-def _check_video(path: Path) -> None:
-    """Raises UsageError where the video could not be made or written."""
-    try:
-        gymnasium_play.check_rendering()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"--video {path}: {reason}") from error
+    video.check("video", Path(_VIDEO.value or ""))
 
 
 def _twin(name: str) -> type[envs.Env] | None:
@@ -152,13 +165,10 @@ def _twin(name: str) -> type[envs.Env] | None:
     Raises:
         UsageError: where it has not, and a flag asks for it.
     """
-    task = envs.task_class(name)
-    if task is not None and task.gymnasium_id is not None:
-        return task
-    if _VIDEO.value or _SIM.value == "gymnasium":
-        flag = "--sim gymnasium" if _SIM.value else "--video"
-        raise UsageError(f"{flag}: Gymnasium has no environment for {name}")
-    return None
+    task = gymnasium_play.twin(name)
+    if task is None and _SIM.value == "gymnasium":
+        raise UsageError(f"--sim gymnasium: Gymnasium has no environment for {name}")
+    return task
 
 
 def _on_engine(name: str, engine: str) -> envs.Task:
@@ -168,21 +178,39 @@ def _on_engine(name: str, engine: str) -> envs.Task:
         raise UsageError(f"--sim {engine}: {error}") from error
 
 
-def _play_in_gymnasium(saved: SavedPolicy, task) -> evaluation.Episodes:
+def _play_in_gymnasium(
+    saved: SavedPolicy, task, path: Path
+) -> tuple[evaluation.Episodes, video.Recording]:
+    """The episodes, and the first of them as a video shows it."""
     env = gymnasium_play.make(task, max_episode_steps=saved.config.episode_length)
-    return gymnasium_play.play(
+    recorder = gymnasium_play.Recorder(env, task)
+    played = gymnasium_play.play(
         env,
         trained_policy.of(saved),
         episodes=_EPISODES.value,
         deterministic=_DETERMINISTIC.value,
         seed=_SEED.value,
-        video=Path(_VIDEO.value) if _VIDEO.value else None,
+        watch=lambda episode: recorder.keep() if episode == 0 else None,
     )
+    first = recorder.episode(_caption(path, saved, played))
+    return played, video.Recording(recorder.scene, [first])
 
 
-def _play_on_engine(saved: SavedPolicy, env: envs.Task) -> evaluation.Episodes:
-    episodes = _EPISODES.value
-    game = evaluation.Game(env, saved.policy, saved.config.episode_length)
+def _play_on_engine(
+    saved: SavedPolicy, env: envs.Task, path: Path
+) -> tuple[evaluation.Episodes, video.Recording | None]:
+    """The episodes and, if there is to be a video, the first of them for it."""
+    episodes, recorded = _EPISODES.value, bool(_VIDEO.value)
+    game = evaluation.Game(env, saved.policy, saved.config.episode_length, recorded)
     greedy = np.full(episodes, _DETERMINISTIC.value)
     keys = jax.random.split(jax.random.key(_SEED.value), episodes)
-    return jax.jit(evaluation.play, static_argnums=0)(game, saved.actor, greedy, keys)
+    play = jax.jit(evaluation.play, static_argnums=0)
+    played = jax.device_get(play(game, saved.actor, greedy, keys))
+    if not (recorded and isinstance(env, envs.Env)):
+        return played, None
+    first = recording.of_game(played, _caption(path, saved, played))
+    return played, video.Recording(recording.engine_scene(env), [first])
+
+
+def _caption(path: Path, saved: SavedPolicy, played: evaluation.Episodes) -> str:
+    return recording.caption(saved_policy.title(path), saved.env_steps, played)

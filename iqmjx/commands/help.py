@@ -40,7 +40,7 @@ _GROUPS = {
         *("value_scale", "compute_dtype"),
     ),
     "Evaluations, checkpoints, metrics": (
-        *("num_evals", "num_eval_envs", "num_checkpoints", "loggers"),
+        *("num_evals", "num_eval_envs", "num_checkpoints", "video_every", "loggers"),
     ),
     _COMMAND: (),
     "Several processes": ("coordinator", "num_processes", "process_id"),

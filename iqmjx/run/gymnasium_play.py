@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import gymnasium
-import imageio
 import jax
-import mujoco
 import numpy as np
 
-from iqmjx import evaluation
+from iqmjx import envs, evaluation
 from iqmjx.envs import Env, physics, vector
 from iqmjx.errors import UsageError
+from iqmjx.run import video
 from iqmjx.run.trained_policy import TrainedPolicy
 
-_WIDTH, _HEIGHT = 480, 480
-_RENDER = (
-    "import mujoco; model = mujoco.MjModel.from_xml_string('<mujoco/>'); "
-    "renderer = mujoco.Renderer(model, 8, 8); renderer.render()"
-)
+
+def twin(name: str) -> type[Env] | None:
+    """The class of a task that Gymnasium has as well; None where it has not.
+
+    Args:
+        name: any spelling that `envs.resolve` takes.
+    """
+    task = envs.task_class(name)
+    return task if task is not None and task.gymnasium_id is not None else None
 
 
 def make(task: type[Env], **options: Any) -> gymnasium.Env:
@@ -43,18 +43,37 @@ def make(task: type[Env], **options: Any) -> gymnasium.Env:
         return gymnasium.make(task.gymnasium_id, **options)
 
 
-def check_rendering() -> None:
-    """Tries to render, in a process of its own: a broken GL may end the process.
+class Recorder:
+    """Keeps the positions that an environment of Gymnasium goes through in an episode.
 
-    Raises:
-        UsageError: where MuJoCo cannot render here.
+    Attributes:
+        scene: what of the task is drawn.
+        positions: MuJoCo's qpos [nq], one for each call of `keep`.
     """
-    tried = subprocess.run([sys.executable, "-c", _RENDER], capture_output=True)
-    if tried.returncode:
-        raise UsageError(
-            "MuJoCo cannot render on this machine; set MUJOCO_GL=egl (with a GPU's "
-            "driver or libegl1) or MUJOCO_GL=osmesa (with libosmesa6)"
-        )
+
+    def __init__(self, env: gymnasium.Env, task: type[Env]):
+        """Nothing kept yet.
+
+        Args:
+            env: as `make` returns it.
+            task: its class.
+        """
+        self._world: Any = env.unwrapped
+        self._names = task.model_fields
+        self.scene = video.Scene(self._world.model, task.camera, self._world.dt)
+        self._model_fields: dict[str, np.ndarray] = {}
+        self.positions: list[np.ndarray] = []
+
+    def keep(self) -> None:
+        """Keeps the present state; for each control step, before it."""
+        if not self.positions:
+            for name in self._names:
+                self._model_fields[name] = np.array(getattr(self._world.model, name))
+        self.positions.append(np.array(self._world.data.qpos))
+
+    def episode(self, caption: str) -> video.Episode:
+        """What was kept."""
+        return video.Episode(np.stack(self.positions), self._model_fields, caption)
 
 
 def play(
@@ -64,7 +83,7 @@ def play(
     episodes: int,
     deterministic: bool,
     seed: int,
-    video: Path | None = None,
+    watch: Callable[[int], None] = lambda _episode: None,
 ) -> evaluation.Episodes:
     """Plays whole episodes in one of Gymnasium's own environments, and closes it.
 
@@ -74,30 +93,38 @@ def play(
         episodes: how many to play, one after another.
         deterministic: act by the policy's mode rather than sample.
         seed: of the first reset and of the sampled actions.
-        video: where to write the first episode, as .mp4.
+        watch: called with an episode's number before each of its control steps.
     """
-    key = jax.random.key(seed)
-    recorder = _Recorder(env, video) if video else None
+    act = chooser(policy, deterministic=deterministic, seed=seed)
 
     def choose(episode: int, obs: np.ndarray) -> np.ndarray:
+        watch(episode)
+        return act(episode, obs)
+
+    played = play_episodes(env, choose, episodes, seed)
+    env.close()
+    return played
+
+
+def chooser(
+    policy: TrainedPolicy, *, deterministic: bool, seed: int
+) -> Callable[[int, np.ndarray], np.ndarray]:
+    """A policy as `play_episodes` asks for it; arguments as those of `play`."""
+    key = jax.random.key(seed)
+
+    def choose(_episode: int, obs: np.ndarray) -> np.ndarray:
         nonlocal key
-        if recorder and episode == 0:
-            recorder.frame()
         key, act_key = jax.random.split(key)
         return policy(obs, None if deterministic else act_key)
 
-    played = play_episodes(env, choose, episodes, seed)
-    if recorder:
-        recorder.close()
-    env.close()
-    return played
+    return choose
 
 
 def play_episodes(
     env: gymnasium.Env,
     choose: Callable[[int, np.ndarray], np.ndarray],
     episodes: int,
-    seed: int,
+    seed: int | None,
 ) -> evaluation.Episodes:
     """Plays whole episodes, one after another.
 
@@ -107,7 +134,7 @@ def play_episodes(
         env: Gymnasium's environment; stays open.
         choose: the action for an episode's number and an observation.
         episodes: how many.
-        seed: of the first reset.
+        seed: of the first reset; None goes on with the environment's own numbers.
     """
     returns, lengths = np.zeros(episodes), np.zeros(episodes, int)
     valid, succeeded = np.ones(episodes, bool), np.zeros(episodes, bool)
@@ -144,28 +171,3 @@ def _has_diverged(
     warned = data is not None and data.warning.number[list(physics.BAD_STATE)].any()
     finite = np.isfinite(obs).all() and np.isfinite(reward)
     return bool(warned or not finite or not (np.abs(action) <= reach).all())
-
-
-class _Recorder:
-    """Renders an environment's state to a video with MuJoCo's own renderer."""
-
-    def __init__(self, env: gymnasium.Env, path: Path):
-        self._base: Any = env.unwrapped
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._renderer = mujoco.Renderer(self._base.model, _HEIGHT, _WIDTH)
-        self._camera = mujoco.MjvCamera()
-        self._camera.type = mujoco.mjtCamera.mjCAMERA_TRACKING
-        self._camera.trackbodyid = 1
-        extent = self._base.model.stat.extent  # metres
-        self._camera.distance, self._camera.elevation = min(4.0, extent), -15.0
-        self._writer = imageio.get_writer(path, fps=round(1 / self._base.dt))
-
-    def frame(self) -> None:
-        """Adds the present state as a frame."""
-        self._renderer.update_scene(self._base.data, self._camera)
-        self._writer.append_data(self._renderer.render())
-
-    def close(self) -> None:
-        """Finishes the file."""
-        self._writer.close()
-        self._renderer.close()

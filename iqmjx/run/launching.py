@@ -20,7 +20,7 @@ from iqmjx.config import Config
 from iqmjx.envs.physics.native import cpus
 from iqmjx.errors import UsageError
 from iqmjx.presets import Resolved
-from iqmjx.run import checkpoint, memory, metrics, run_folder, trainer
+from iqmjx.run import checkpoint, memory, metrics, run_folder, trainer, video
 from iqmjx.run.signals import Stop
 from iqmjx.settings import refuse
 
@@ -95,6 +95,8 @@ def prepared(request: Request) -> Iterator[Run]:
     resume, resolved = _settings(request)
     with _said_by(request, resume, "loggers"):
         metrics.find_loggers(resolved.config)
+    if resolved.config.video_every and "video_every" in request.given:
+        video.check_backend("video_every")
     config = trainer.fit_devices(resolved.config, resume)
     env = request.env
     if env is not None:

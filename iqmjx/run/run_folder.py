@@ -6,8 +6,9 @@
     RUN/metrics.jsonl    and events: the numbers of a seed
     RUN/policy/, best/   policies of a seed
     RUN/diverged/        worlds of a seed that left the numbers
+    RUN/videos/          what policies of a seed did while it trained
 
-A run of several seeds has the last three rows in RUN/seed<k>/, one folder for each,
+A run of several seeds has the last four rows in RUN/seed<k>/, one folder for each,
 with a config.json of its own.
 """
 

@@ -162,6 +162,16 @@ def locate(path: Path) -> Path:
     )
 
 
+def title(path: Path) -> str:
+    """A name for the policies in a folder that `locate` found: their run's folder.
+
+    Those in best/ say so.
+    """
+    kind = path.parent if path.name.isdigit() else path
+    run = kind.parent.name
+    return run if kind.name == NEWEST else f"{run}/{kind.name}"
+
+
 def _load_step(path: Path) -> SavedPolicy:
     reader = steps.checkpointer(_handlers())
     about = _read_about(reader, path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
+from collections.abc import Callable, Iterator
 
 
 class _Dropping(io.FileIO):
@@ -41,3 +43,21 @@ def plain(text: object) -> str:
     For text that came from a file: an escape sequence in it would reach the terminal.
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+@contextlib.contextmanager
+def counting(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows how much of something is done, on stderr: a bar, or a line at its start.
+
+    Gives what to call with what is done, and what there is to do.
+    """
+    from rich import console, progress  # which take a while, and `keep_going` is early
+
+    screen = console.Console(stderr=True, highlight=False)
+    if not screen.is_terminal:
+        print(f"{plain(what)} ...", file=sys.stderr)
+    with progress.Progress(
+        console=screen, transient=True, disable=not screen.is_terminal
+    ) as bar:
+        task = bar.add_task(plain(what), total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

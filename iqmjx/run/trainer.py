@@ -23,7 +23,7 @@ from iqmjx import envs, evaluation, loop, parallel
 from iqmjx.acting import Actor
 from iqmjx.config import Config
 from iqmjx.errors import RunError, UsageError
-from iqmjx.run import checkpoint, metrics, offenders, run_folder
+from iqmjx.run import checkpoint, metrics, offenders, recording, run_folder, video
 from iqmjx.run.progress import Progress
 from iqmjx.run.saved_policy import PolicyStore
 from iqmjx.run.signals import Stop
@@ -31,6 +31,7 @@ from iqmjx.run.steps import StorageError
 
 OnEvaluation = Callable[[int, list[dict[str, float]], list[Actor]], None]
 """Called with env steps, and for each seed a row of metrics and what was played."""
+_VIDEOS = "videos"
 
 
 class DivergedError(RunError):
@@ -85,7 +86,17 @@ def train(
         store = stack.enter_context(checkpoint.open_store(folder, state))
         store.drop_after(env_steps)
         spent = max((seed.walltime for seed in seeds), default=0.0)
-        run = _Run(setup, seeds, store, progress, warn, start - spent, on_evaluation)
+        queue = video.Queue(progress.say, warn)
+        run = _Run(
+            setup,
+            seeds,
+            store,
+            stack.enter_context(contextlib.closing(queue)),
+            progress,
+            warn,
+            start - spent,
+            on_evaluation,
+        )
         fresh = resume_at is None or resume_at < 0
         finished = run.go_on(env_steps, state, stop or Stop(), fresh)
         if not finished:
@@ -123,6 +134,9 @@ class _Seed:
             warn(f"warning: best/: {line}; the next evaluation's takes its place")
         if resume_at is not None:
             self.policies.drop_after(resume_at)
+            for path in (folder / _VIDEOS).glob("[0-9]*.mp4"):
+                if path.stem.isdecimal() and int(path.stem) > resume_at:
+                    path.unlink()
         times = (row.get("training/walltime", 0.0) for row in self.log.before)
         self.walltime = max(times, default=0.0)  # seconds before this process
 
@@ -135,11 +149,20 @@ class _Run:
     """The compiled programs of a run and where their results go."""
 
     def __init__(
-        self, setup, seeds: list[_Seed], store, progress, warn, start, on_evaluation
+        self,
+        setup,
+        seeds: list[_Seed],
+        store,
+        videos: video.Queue,
+        progress,
+        warn,
+        start,
+        on_evaluation,
     ):
         self._setup, self._config = setup, setup.config
         self._seeds, self._store, self._progress = seeds, store, progress
         self._warn, self._on_evaluation = warn, on_evaluation
+        self._videos = videos
         self._start = start  # when the run would have begun without interruptions
         self._greedy = evaluation.both_modes(self._config.num_eval_envs)
         self._numbers = self._config.seed + np.arange(self._config.num_seeds)
@@ -162,6 +185,8 @@ class _Run:
         self._compile(state, env_steps)
         evaluations = _spread(config.num_evals, config, include_start=True)
         saves = _spread(config.num_checkpoints, config, include_start=False)
+        every = config.video_every
+        self._recorded = set(sorted(evaluations)[::every]) if every else set()
         if fresh and 0 in evaluations:
             self._evaluate(state)
         self._progress.begin(env_steps)
@@ -267,6 +292,8 @@ class _Run:
             rows.append(row)
         self._write(rows)
         self._progress.evaluated(self.env_steps, rows)
+        if self.env_steps in self._recorded:
+            self._record(episodes)
         for index, (seed, row) in enumerate(zip(self._seeds, rows, strict=False)):
             score = row["eval/episode_reward"]
             actor = _of_seed(actors, index)
@@ -277,6 +304,19 @@ class _Run:
         if self._seeds and self._on_evaluation:
             each = [_of_seed(actors, index) for index in range(len(rows))]
             self._on_evaluation(self.env_steps, rows, each)
+
+    def _record(self, episodes: evaluation.Episodes) -> None:
+        """Begins to write a video of each seed's first episode."""
+        config = self._config
+        scene = recording.engine_scene(self._setup.env)
+        for index, (seed, number) in enumerate(
+            zip(self._seeds, self._numbers, strict=False)  # no seeds elsewhere
+        ):
+            own = _of_seed(episodes, index)
+            name = f"{config.env} {config.algo} seed {number}"
+            caption = recording.caption(name, self.env_steps, own)
+            recorded = video.Recording(scene, [recording.of_game(own, caption)])
+            self._videos.add(recorded, seed.folder / _VIDEOS / f"{self.env_steps}.mp4")
 
     def _save(self, state: loop.TrainState) -> None:
         """Saves each seed's policy, and the whole state; training survives a failure.
@@ -325,7 +365,9 @@ def _make_game(setup: loop.Setup, num_episodes: int) -> evaluation.Game:
     config = setup.config
     worlds = evaluation.worlds_on_a_device(setup.layout, num_episodes)
     env = setup.env.for_worlds(worlds)
-    return evaluation.Game(env, setup.agent.policy, config.episode_length)
+    return evaluation.Game(
+        env, setup.agent.policy, config.episode_length, config.video_every > 0
+    )
 
 
 def _warn(text: str) -> None:
