@@ -41,7 +41,7 @@ class State:
       `done` is 1 there too, and the episode counts as cut off, not as terminated.
     - `faults`, int32: what went wrong in this step, bits of `iqmjx.envs.physics`.
       `FAULT_CONTACTS` and `FAULT_CONSTRAINTS`, 2 and 1: some were dropped for want of
-      room, which is counted. `FAULT_STATE`, 4: the world left the numbers; nothing is
+      room, which is counted. `FAULT_STATE`, 4: the world diverged; nothing is
       learned from the step, and the world is reset.
     """
 
@@ -251,7 +251,7 @@ class Env(abc.ABC):
         ctrl = self.ctrl(control)
         before = state.pipeline_state
         world = self._bounded(self.physics.step(before, ctrl))
-        # What has left the numbers stays there; a start may have.
+        # What has diverged stays there; a start may have.
         faults = world.faults | (before.faults & FAULT_STATE)
         world = dataclasses.replace(world, faults=faults)
         reward, terminated, metrics = self.judge(before, world, ctrl)

@@ -1,8 +1,8 @@
-"""Tasks from outside: classes of one's own, brax's tasks and MuJoCo Playground's.
+"""Tasks from outside: your own classes, brax's tasks and MuJoCo Playground's.
 
 `module:Class` names a class (or a function that makes a task) in a module that can be
 imported, from the working directory too. `brax:ant` and `playground:CheetahRun` name
-tasks of these packages. What is no `Env` of ours needs brax's interface, as brax's and
+tasks of these packages. A class that is no `Env` needs brax's interface, as brax's and
 Playground's tasks have it, and is worn by `Outside`:
 
 - `reset(key) -> state` and `step(state, control) -> state` of one world, for a raw key

@@ -5,7 +5,7 @@ random resets; the observation that the step really reached is returned beside i
 time limit is a truncation: it ends the episode, never the bootstrap. So is an end that
 the task itself calls one, in `info["truncation"]`.
 
-A world that leaves the numbers ends its episode too, and its step teaches nothing.
+A world that diverges ends its episode too, and its step teaches nothing.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class VectorState:
 
 @struct.dataclass
 class Offender:
-    """A world whose step left the numbers, as it was before (`iqmjx.run.offenders`)."""
+    """A world whose step diverged, as it was before (`iqmjx.run.offenders`)."""
 
     found: Bool[Array, ""]  # whether there is one; if not, this is some other world
     qpos: Float[Array, " nq"]
@@ -66,7 +66,7 @@ class Outcome:
     terminated: Bool[Array, " N"]
     truncated: Bool[Array, " N"]
     next_obs: Float[Array, "N O"]  # the true last observation where the episode ended
-    diverged: Bool[Array, " N"]  # the world left the numbers (see `has_diverged`)
+    diverged: Bool[Array, " N"]  # the world diverged (see `has_diverged`)
     offender: Offender | None  # the first that did; None where a task is no `Env`
     overflowed: Bool[Array, " N"]  # contacts or constraints were dropped
     counted: Bool[Array, " N"]  # an episode ended here, in numbers; its return counts
@@ -141,7 +141,7 @@ def step_to(
 ) -> tuple[VectorState, Outcome]:
     """Steps N worlds, putting those whose episode ended at their start states [N].
 
-    A world that leaves the numbers is reset as well. Its outcome keeps the observation
+    A world that diverges is reset as well. Its outcome keeps the observation
     that it had, without reward, so that no NaN is stored, and says `diverged`, so that
     nothing is learned from it.
     """
@@ -182,7 +182,7 @@ def step_to(
 
 
 def has_diverged(stepped: State, control: Float[Array, "N A"]) -> Bool[Array, " N"]:
-    """Which of N worlds left the numbers in a step under these controls.
+    """Which of N worlds diverged in a step under these controls.
 
     Their observation or reward is not finite, the task or the engine under it says so
     (`FAULT_STATE`), or the control was none.
@@ -203,7 +203,7 @@ def _faults(stepped: State) -> Int[Array, " N"]:
 def _offender(
     diverged: Bool[Array, " N"], before: State, control: Float[Array, "N A"]
 ) -> Offender | None:
-    """The first of N worlds that left the numbers, as it was before."""
+    """The first of N worlds that diverged, as it was before."""
     world = before.pipeline_state
     if not isinstance(world, PhysicsState):
         return None

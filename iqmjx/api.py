@@ -70,7 +70,7 @@ class Curve:
     """The E evaluations of one seed, those from before a resume among them.
 
     Returns and lengths are means over an evaluation's episodes, without those whose
-    world left the numbers; NaN where none is left.
+    world diverged; NaN where none is left.
 
     Attributes:
         env_steps: when they were made.
@@ -162,8 +162,8 @@ def train(
         plt.plot(result.evaluations.env_steps, result.evaluations.returns)
 
     Ctrl-C stops a run in the main thread as soon as its state is saved, and then raises
-    KeyboardInterrupt; a second one does so at once. The run goes on with `resume=True`
-    and its `logdir`.
+    KeyboardInterrupt; a second one does so at once. `resume=True` and its `logdir`
+    resume the run.
 
     Args:
         env: the task's name (by default that of the command), or a task object. The
@@ -171,7 +171,7 @@ def train(
             resume and an evaluation to find it.
         preset: `auto` by platform, `cpu`, `gpu` or `paper`.
         logdir: the run's folder; None: a new one under checkpoints/.
-        resume: go on with the run in `logdir`, with the settings it began with; begin
+        resume: resume the run in `logdir`, with the settings it began with; begin
             it where there is none yet.
         on_evaluation: called after each evaluation. Where it returns True, the run is
             stopped and its state saved.

@@ -1,7 +1,7 @@
 """Evaluation: whole episodes on separate worlds, on the device.
 
 It reads an actor, and takes its keys from a stream of its own, so that evaluating more
-or less often changes nothing in training. An episode whose world leaves the numbers
+or less often changes nothing in training. An episode whose world diverges
 ends there, and is counted instead of scored.
 """
 
@@ -48,7 +48,7 @@ class Episodes:
 
     returns: Float[Array | np.ndarray, "*S M"]
     lengths: Int[Array | np.ndarray, "*S M"]  # control steps
-    valid: Bool[Array | np.ndarray, "*S M"]  # False: it ended by leaving the numbers
+    valid: Bool[Array | np.ndarray, "*S M"]  # False: it ended by diverging
     succeeded: (
         Bool[Array | np.ndarray, "*S M"] | None
     )  # at any step; None where tasks do not say

@@ -5,7 +5,7 @@
 
     worlds = gymnasium.make_vec("iqmjx/Humanoid-v5", num_envs=128)
 
-Importing this module registers every task of ours, under its name in Gymnasium after
+Importing this module registers every built-in task, under its name in Gymnasium after
 `iqmjx/`. Options of `make_vec` are `physics` (`native`, `mjx`, `warp`, or `auto` by
 platform) and `max_episode_steps`.
 """
@@ -106,7 +106,7 @@ class Worlds(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
         Returns:
             Observations [N, O], rewards [N], terminations [N], truncations [N], and the
-            task's metrics in `info`. Where a world left the numbers, `final_obs` is the
+            task's metrics in `info`. Where a world diverged, `final_obs` is the
             observation before the step, and the reward is 0.
 
         Raises:

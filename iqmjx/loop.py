@@ -97,7 +97,7 @@ class StepMetrics:
     length_sum: Float[Array, "*L"]  # of their lengths, control steps; int32 would wrap
     at_bounds: Float[Array, "*L"]  # share of control entries at -1 or 1
     overflow: Int[Array, "*L"]  # worlds whose contacts or constraints overflowed
-    diverged: Int[Array, "*L"]  # worlds reset for leaving the numbers
+    diverged: Int[Array, "*L"]  # worlds reset for diverging
     task: dict[str, Float[Array, "*L"]]  # the task's metrics, means over the worlds
     reward_scale: Float[Array, "*L"]  # what rewards are divided by when they are read
     offender: vector.Offender | None  # [G] of each shard, the first that did

@@ -4,7 +4,7 @@
     python launch/gpu_check.py --scale smoke --out /tmp/check    # tiny, on any machine
 
 Each stage is a process of its own, with the device to itself, and writes OUT/STAGE.json
-row by row; one that is there already, whole, is not run again: the same command goes on
+row by row; one that is there already, whole, is not run again: the same command resumes
 where it stopped, and `--stages run,training` runs some alone. OUT/summary.md tabulates
 what there is. The stages, each a file in launch/gpu_stages/:
 

@@ -1,4 +1,4 @@
-"""Worlds that leave the numbers, wherever they are stepped."""
+"""Worlds that diverge, wherever they are stepped."""
 
 import dataclasses
 import functools
@@ -262,7 +262,7 @@ NAME = f"{__name__}:Unsound"
 
 @pytest.fixture(scope="module")
 def unsound_run(tmp_path_factory):
-    """A run of which half the worlds leave the numbers."""
+    """A run of which half the worlds diverge."""
     folder = tmp_path_factory.mktemp("runs") / "unsound"
     config = test_checkpoint.start(folder, env=NAME, num_envs=32, episode_length=6)
     assert trainer.train(config, folder)
@@ -397,7 +397,7 @@ def test_evaluate_prints_null_and_says_how_many_are_left_out(unsound_run):
     assert report["min"] > 0
     said = test_cli.command(*play, cwd=root).stdout
     assert f"over {len(kept)} episodes" in said
-    assert f"; {16 - len(kept)} more left the numbers" in said
+    assert f"; {16 - len(kept)} more diverged" in said
 
 
 # In Gymnasium.

@@ -293,7 +293,7 @@ def test_a_command_that_is_stopped_saves_its_runs_and_can_be_given_again(tiny):
             time.sleep(0.1)
         begun.send_signal(signal.SIGTERM)
         output, _ = begun.communicate(timeout=60)
-        assert begun.returncode == 0 and output.endswith("same command goes on\n")
+        assert begun.returncode == 0 and output.endswith("same command resumes it\n")
     said = run.with_suffix(".log").read_text()
     assert said.count("state saved") == 2 and said.count("resuming at ") == 1
     assert not (tiny.parent / "out/curves/hopper-iq-seed1.jsonl").exists()

@@ -51,7 +51,7 @@ FAULT_CONSTRAINTS = 1
 FAULT_CONTACTS = 2
 """More contacts (or candidate pairs) than the engine had room for."""
 FAULT_STATE = 4
-"""The state left the numbers, and nothing of it or of the step's reward is to be used.
+"""The state diverged, and nothing of it or of the step's reward is to be used.
 
 MuJoCo C says so of positions, speeds and accelerations that are not finite or beyond
 1e10, at which it puts the world back to the model's defaults and goes on from there,

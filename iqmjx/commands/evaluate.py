@@ -126,9 +126,9 @@ def _said(report: dict[str, Any]) -> str:
     """A report's numbers in words."""
     diverged, kept = report["diverged"], report["episodes"] - report["diverged"]
     if not kept:
-        return f"all {diverged} episodes left the numbers"
+        return f"all {diverged} episodes diverged"
     success = f", {report['success']:.0%} with success" if "success" in report else ""
-    others = f"; {diverged} more left the numbers" if diverged else ""
+    others = f"; {diverged} more diverged" if diverged else ""
     return (
         f"return {report['mean']:.1f} +- {report['std']:.1f} "
         f"(min {report['min']:.1f}, max {report['max']:.1f}) over "

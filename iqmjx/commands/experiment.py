@@ -1,6 +1,6 @@
 """Makes an experiment: python -m iqmjx.experiment FILE --scale cpu.
 
-Runs that are there already are not made again, and one that was interrupted goes on:
+Runs that are there already are not made again, and one that was interrupted is resumed:
 the same command, given again, comes to the same end. Then it writes the report.
 """
 
@@ -19,7 +19,7 @@ from iqmjx.experiments import cluster, plan, report, runner
 from iqmjx.run.signals import Stop
 from iqmjx.settings import LARGEST_INT, refuse
 
-_STOPPED = "stopped; the same command goes on"
+_STOPPED = "stopped; the same command resumes it"
 
 FLAGS = flags.FlagValues()
 POSITIONAL = "file"

@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def _row(name: str) -> dict[str, Any]:
-    """A task of ours: names, sizes, time limit, and the engines that can step it."""
+    """A built-in task: names, sizes, time limit, and the engines that can step it."""
     task = envs.make(name, "native")
     return {
         "env": name,

@@ -27,7 +27,7 @@ _LOGDIR = command_line.path(
 _RESUME = flags.DEFINE_bool(
     "resume",
     False,
-    "Go on with the run in --logdir, with the flags it began with.",
+    "Resume the run in --logdir, with the flags it began with.",
     flag_values=FLAGS,
 )
 _COORDINATOR = flags.DEFINE_string(
@@ -61,7 +61,7 @@ def main(stop: Stop | None = None) -> None:
             run = stack.enter_context(launching.prepared(_request()))
         if parallel.is_first():
             _print_settings(run)
-        stop.farewell = f"stopped; to go on: {run_folder.resume_command(run.folder)}"
+        stop.farewell = f"stopped; to resume: {run_folder.resume_command(run.folder)}"
         with cli.run_errors():
             finished = run.train(stop)
     if finished and parallel.is_first():

@@ -132,7 +132,7 @@ def end(returns: np.ndarray, success: float | None) -> dict[str, Any]:
     """A curve's last line.
 
     Args:
-        returns: of each episode [M]; NaN where it left the numbers.
+        returns: of each episode [M]; NaN where it diverged.
         success: the share of episodes with success; None where there is no such thing.
     """
     score = evaluation.over(np.mean, returns[np.isfinite(returns)])

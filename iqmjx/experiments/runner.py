@@ -3,7 +3,7 @@
     OUT/runs/<training>/    run folders, and <training>.log, what iqmjx.train printed
     OUT/curves/<run>.jsonl  a run's curve, once it has its score
 
-A run that has its curve is not made again, and one that was interrupted goes on.
+A run that has its curve is not made again, and one that was interrupted is resumed.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def is_finished(out: Path, run: Run) -> bool:
 def left(out: Path, runs: Iterable[Run], pack_seeds: bool) -> list[Training]:
     """What is to be trained for the runs that have no curve yet.
 
-    What is under way goes on as it began, in a pack or alone.
+    What is under way continues as it began, in a pack or alone.
     """
     rest = [run for run in runs if not is_finished(out, run)]
     found = []
@@ -171,7 +171,7 @@ def make(
     say: Callable[[str], None],
     go_on: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Trains (or goes on), plays, and writes the curve of each run that has none.
+    """Trains (or resumes), plays, and writes the curve of each run that has none.
 
     Args:
         out: the experiment's folder.
@@ -208,7 +208,7 @@ def _train(
     say: Callable[[str], None],
     go_on: Callable[[], bool],
 ) -> dict[int, Path]:
-    """Trains, or goes on; the folder of each seed, which has come to its end."""
+    """Trains, or resumes; the folder of each seed, which has come to its end."""
     folder = _folder(out, training)
     log = folder.with_name(f"{folder.name}.log")
     say(f"{folder}: trains; {log} tells how far it is")
@@ -223,7 +223,7 @@ def _train(
     if any(
         not rows or rows[-1]["env_steps"] < end for rows in metrics_of(out, training)
     ):
-        raise StoppedError(f"{folder}: stopped early; the same command goes on with it")
+        raise StoppedError(f"{folder}: stopped early; the same command resumes it")
     return seed_folders(out, training)
 
 

@@ -3,7 +3,7 @@
     OUT/study.journal       Optuna's journal: the trials, and their evaluations
     OUT/runs/, OUT/curves/  of the trials: see `iqmjx.experiments.runner`
 
-The journal says what is done. A study that was stopped or killed goes on with the
+The journal says what is done. A study that was stopped or killed resumes the
 trials that were under way, in their folders.
 """
 
@@ -239,13 +239,13 @@ class Study:
         """The mean normalized score.
 
         Raises:
-            PrunedError: where a run has none: its episodes left the numbers.
+            PrunedError: where a run has none: its episodes diverged.
         """
         found = [curves.read(runner.curve_path(self._out, run)).score for run in runs]
         tasks = [run.task for run in runs]
         score = float(np.mean(list(map(self._search.normalized, tasks, found))))
         if not np.isfinite(score):
-            raise PrunedError("its episodes left the numbers")
+            raise PrunedError("its episodes diverged")
         return score
 
     def _evaluations(self, training: Training) -> list[float]:
@@ -260,7 +260,7 @@ class Study:
         return [self._search.normalized(task, value) for value in returns.tolist()]
 
     def _has_diverged(self, training: Training) -> bool:
-        """Whether the loss of a seed left the finite numbers."""
+        """Whether the loss of a seed diverged."""
         seeds = runner.metrics_of(self._out, training)
         rows = itertools.chain.from_iterable(seeds)
         return any(row.get("training/loss", 0) is None for row in rows)

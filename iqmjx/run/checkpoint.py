@@ -159,7 +159,7 @@ def _refuse_differences(
 
 
 def _shards_of(worlds: Mapping[str, Any]) -> int | None:
-    """The number of shards of a saved state; None where it is none of ours."""
+    """The number of shards of a saved state; None where it is no state of a run."""
     steps = worlds.get(_STEPS)
     return steps.shape[1] if steps is not None and len(steps.shape) == 3 else None
 

@@ -128,7 +128,7 @@ def play_episodes(
 ) -> evaluation.Episodes:
     """Plays whole episodes, one after another.
 
-    One whose world leaves the numbers ends there, as in `evaluation.play`.
+    One whose world diverges ends there, as in `evaluation.play`.
 
     Args:
         env: Gymnasium's environment; stays open.
@@ -160,7 +160,7 @@ def play_episodes(
 def _has_diverged(
     env: gymnasium.Env, action: np.ndarray, obs: np.ndarray, reward: float
 ) -> bool:
-    """Whether the world left the numbers in a step; as `vector.has_diverged`.
+    """Whether the world diverged in a step; as `vector.has_diverged`.
 
     MuJoCo's warnings are of the whole episode: a reset forgets them.
     """

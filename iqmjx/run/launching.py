@@ -37,7 +37,7 @@ class Request:
         preset: a name in `presets.PRESETS`, or `auto` by platform; on a resume, auto or
             the run's own.
         logdir: the run's folder; None: a new one under checkpoints/.
-        resume: go on with the run in `logdir`, or begin it where there is none yet.
+        resume: resume the run in `logdir`, or begin it where there is none yet.
         env: a task object, in place of the one that `given["env"]` names.
     """
 
@@ -54,7 +54,7 @@ class Run:
 
     Attributes:
         resolved: its settings.
-        resume: whether it goes on where another process, or call, left it.
+        resume: whether it resumes what another process, or call, began.
         folder: the run's folder; config.json is in it.
         setup: what it is built from.
         memory: bytes by part (`memory.footprint`).
@@ -119,7 +119,7 @@ def prepared(request: Request) -> Iterator[Run]:
 
 
 def _settings(request: Request) -> tuple[bool, Resolved]:
-    """Whether there is a run to go on with, and the settings."""
+    """Whether there is a run to resume, and the settings."""
     given, preset, folder = request.given, request.preset, request.logdir
     if not request.resume:
         return False, presets.resolve(given, preset)
@@ -183,5 +183,5 @@ def _refuse_existing(folder: Path) -> None:
     if not run_folder.is_empty(folder):
         raise UsageError(
             f"--logdir {folder}: exists and is not empty; choose another, or add "
-            f"--resume to go on with the run in it"
+            f"--resume to resume the run in it"
         )

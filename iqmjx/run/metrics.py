@@ -151,7 +151,7 @@ class MetricsLog:
         try:
             write()
             self._failing.discard(name)
-        except Exception as error:  # whatever a logger's is: training goes on
+        except Exception as error:  # whatever a logger's is: training continues
             if name not in self._failing:
                 self._warn(f"warning: {name} cannot be written: {_reason(error)}")
             self._failing.add(name)

@@ -1,4 +1,4 @@
-"""Worlds that left the numbers in training, as they were before the step that did it.
+"""Worlds that diverged in training, as they were before the step that did it.
 
     RUN/diverged/<env_steps>.npz
 

@@ -90,7 +90,7 @@ class Progress:
         self._console.print(terminal.plain(line), markup=False)
 
     def begin(self, env_steps: int) -> None:
-        """Training begins, or goes on, at these env steps."""
+        """Training begins, or resumes, at these env steps."""
         self._env_steps = env_steps
         self._pace.begin(env_steps)
 
@@ -106,7 +106,7 @@ class Progress:
 
     @contextlib.contextmanager
     def doing(self, what: str) -> Iterator[None]:
-        """Shows what goes on besides training, in the live view."""
+        """Shows what is done besides training, in the live view."""
         self._doing = f"{what} ..."
         try:
             yield

@@ -36,5 +36,5 @@ def caption(name: str, env_steps: int, episodes: Episodes) -> str:
     if episodes.succeeded is not None and np.asarray(episodes.succeeded)[0]:
         score += ", success"
     if not np.asarray(episodes.valid)[0]:
-        score = "left the numbers"
+        score = "diverged"
     return f"{name}: {score} after {env_steps:,} env steps"

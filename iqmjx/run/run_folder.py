@@ -1,11 +1,11 @@
 """A run's folder.
 
     RUN/config.json      the settings
-    RUN/checkpoints/     whole states, which --resume goes on from
+    RUN/checkpoints/     whole states, which --resume continues from
     RUN/.lock            held by the process that trains in it
     RUN/metrics.jsonl    and events: the numbers of a seed
     RUN/policy/, best/   policies of a seed
-    RUN/diverged/        worlds of a seed that left the numbers
+    RUN/diverged/        worlds of a seed that diverged
     RUN/videos/          what policies of a seed did while it trained
 
 A run of several seeds has the last four rows in RUN/seed<k>/, one folder for each,
@@ -269,7 +269,7 @@ def _part(content: Any, name: str, kind: type, where: str) -> Any:
 
 
 def resume_command(folder: Path) -> str:
-    """What a user types to go on with the run in a folder."""
+    """What a user types to resume the run in a folder."""
     return f"python -m iqmjx.train --resume --logdir {shlex.quote(str(folder))}"
 
 

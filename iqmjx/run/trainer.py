@@ -35,7 +35,7 @@ _VIDEOS = "videos"
 
 
 class DivergedError(RunError):
-    """The loss left the finite numbers: nothing after that is worth computing."""
+    """The loss diverged: nothing after that is worth computing."""
 
 
 def train(
@@ -48,7 +48,7 @@ def train(
     on_evaluation: OnEvaluation | None = None,
     quiet: bool = False,
 ) -> bool:
-    """Trains, or goes on training, in a run folder that exists.
+    """Trains, or resumes training, in a run folder that exists.
 
     Args:
         config: the run's settings.
@@ -101,7 +101,7 @@ def train(
         finished = run.go_on(env_steps, state, stop or Stop(), fresh)
         if not finished:
             progress.say(
-                f"stopped at {run.env_steps:,} env steps, state saved; to go on: "
+                f"stopped at {run.env_steps:,} env steps, state saved; to resume: "
                 f"{run_folder.resume_command(folder)}"
             )
         return finished
@@ -201,7 +201,7 @@ class _Run:
                 if self.env_steps in saves:
                     self._save(state)
         if self._unsaved:
-            raise RunError(f"{self._unsaved}; make room, and go on with --resume")
+            raise RunError(f"{self._unsaved}; make room, and add --resume")
         return self.env_steps >= config.total_env_steps
 
     def _compile(self, state: loop.TrainState, env_steps: int) -> None:
@@ -265,7 +265,7 @@ class _Run:
         return state
 
     def _keep_offenders(self, steps: loop.StepMetrics) -> None:
-        """Keeps a world of each seed that left the numbers, if any did."""
+        """Keeps a world of each seed that diverged, if any did."""
         for index, seed in enumerate(self._seeds):
             offender = _of_seed(steps.offender, index)
             try:
@@ -273,7 +273,7 @@ class _Run:
             except OSError as error:
                 path = f"it cannot be kept ({error})"
             if path is not None:
-                self._warn(f"a world left the numbers: {path}")
+                self._warn(f"a world diverged: {path}")
 
     def _evaluate(self, state: loop.TrainState) -> None:
         """Plays evaluation episodes, logs them, and keeps each policy if best."""
@@ -391,7 +391,7 @@ def _begin(
     progress: Progress,
     warn: Callable[[str], None],
 ) -> tuple[int, loop.TrainState, int | None]:
-    """The env steps taken, the state to go on from, and what metrics resume at."""
+    """The env steps taken, the state to continue from, and what metrics resume at."""
     if resume and checkpoint.newest(folder) is not None:
         try:
             env_steps, state, told = checkpoint.restore(folder, setup)

@@ -19,7 +19,7 @@ from .scales import Check, Results
 
 
 def measure(check: Check) -> Results:
-    """Yields the curve, then the score too; goes on with a run that was stopped."""
+    """Yields the curve, then the score too; resumes a run that was stopped."""
     folder = check.out / "run"
     train = _train_command(check, folder)
     start = time.perf_counter()

@@ -1,6 +1,6 @@
 """Loggers that are services: each seed's run is kept under a name of its own.
 
-The name is made when a run begins and lies in its folder, so that a resume goes on with
+The name is made when a run begins and lies in its folder, so that a resume continues
 the same tracked run.
 """
 
@@ -51,7 +51,7 @@ class Tracker(abc.ABC):
 
     @abc.abstractmethod
     def _begin(self, name: str, folder: Path, settings: dict[str, Any]) -> None:
-        """Begins the tracked run of this name, or goes on with it."""
+        """Begins the tracked run of this name, or resumes it."""
 
     @abc.abstractmethod
     def _send(self, env_steps: int, row: dict[str, float]) -> None:

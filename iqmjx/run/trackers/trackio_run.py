@@ -15,7 +15,7 @@ _trackio = registry.package("trackio", "iqmjx[trackio]")
 
 
 class Trackio(Tracker):
-    """Rows at their env steps, in a run that the resume goes on with."""
+    """Rows at their env steps, in a run that a resume continues."""
 
     service = "trackio"
 

@@ -15,7 +15,7 @@ _wandb = registry.package("wandb", "iqmjx[wandb]")
 
 
 class WeightsAndBiases(Tracker):
-    """Rows at their env steps, in a run that the resume goes on with."""
+    """Rows at their env steps, in a run that a resume continues."""
 
     service = "wandb"
 
