@@ -115,7 +115,10 @@ def advice(message: str) -> dict[str, str]:
         return {flag: "true"}
     if fix == "give a whole number":  # its range depends on other settings
         return {}
-    if re.search(r"does not have it|no module|cannot be imported|the class needs", fix):
+    if re.search(
+        r"does not have it|no module|not installed|cannot be imported|the class needs",
+        fix,
+    ):
         return {}
     raise ValueError(f"no advice is given: {message!r}")
 

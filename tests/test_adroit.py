@@ -402,7 +402,7 @@ def test_spellings(spelling, name):
 
 @pytest.mark.parametrize("spelling", ["AdroitHandDoor-v3", "door-v0", "hopper-v1"])
 def test_no_version_is_taken_for_another(spelling):
-    with pytest.raises(ValueError, match="no such task; did you mean"):
+    with pytest.raises(ValueError, match="no such version; there is"):
         envs.resolve(spelling)
 
 

@@ -246,6 +246,7 @@ def test_iq_s_update_in_shards_is_that_on_the_whole_batch():
     np.testing.assert_allclose(moved[0], 0.2, atol=0.01)
 
 
+@pytest.mark.slow
 def test_sac_s_update_in_shards_is_by_the_mean_of_their_gradients():
     """Each shard draws its own noise, by its own key."""
     agent = with_sgd(make_agent("sac"))

@@ -62,6 +62,13 @@ def test_train_reports_settings_memory_compile_time_and_returns(run):
     assert metrics.read(folder)[-1]["env_steps"] == 192
 
 
+def test_the_glossary_has_every_metric(run):
+    page = Path(__file__).parents[1] / "docs" / "metrics.md"
+    known = set(re.findall(r"`([\w/.]+)`", page.read_text()))
+    told = {name for row in metrics.read(run[0]) for name in row} - {"env_steps"}
+    assert {name for name in told - known if not name.startswith("task/")} == set()
+
+
 JOIN = "--coordinator=localhost:65536 --num_processes=2 --process_id=0"
 
 
@@ -225,6 +232,7 @@ def test_bad_input_ends_a_process_with_one_line(tmp_path):
     assert_refused(result, "--env humanoyd", "humanoid")
 
 
+@pytest.mark.slow
 def test_a_package_called_envs_in_the_working_directory_is_left_alone(tmp_path):
     (tmp_path / "envs").mkdir()
     (tmp_path / "envs" / "__init__.py").write_text("raise RuntimeError('not ours')\n")

@@ -198,6 +198,7 @@ def test_ranges_that_depend_on_other_settings(given, refused):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_last_updates_of_the_longest_run_are_like_others():
     """The counters end at 2^31 - 1, and the rates that depend on them stay rates."""
     given = {"average_rate": 1e-6, "learning_rate_decay": 1.0, "min_replay_size": 0}

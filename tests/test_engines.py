@@ -226,7 +226,10 @@ def test_native_reports_a_full_arena(fields):
     assert faults.tolist() == [0, FAULT_CONTACTS | FAULT_CONSTRAINTS]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "engine",
+    [pytest.param(e, marks=[pytest.mark.slow] * (e == "mjx")) for e in ENGINES],
+)
 def test_worlds_are_reset_one_by_one(engine):
     """A scan over `vector.step`, under another vmap (two seeds of three worlds)."""
     env = parity.TASKS["hopper"](engine, num_worlds=6)

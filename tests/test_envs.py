@@ -53,7 +53,7 @@ def test_spellings(spelling, name):
 def test_unknown_names_get_close_ones():
     with pytest.raises(ValueError, match="did you mean halfcheetah"):
         envs.resolve("halfcheeta")
-    with pytest.raises(ValueError, match="there are hopper, walker2d"):
+    with pytest.raises(ValueError, match="such as hopper, walker2d"):
         envs.resolve("qqq")
 
 

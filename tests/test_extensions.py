@@ -156,6 +156,7 @@ def finite(rows):
     return [{k: v for k, v in row.items() if v is not None} for row in rows]
 
 
+@pytest.mark.slow
 def test_it_trains_with_a_policy_class_from_outside(outside):
     setup = loop.make_setup(bold())
     assert type(setup.agent).__name__ == "Bold" and setup.agent.temperature == 0.15

@@ -39,7 +39,12 @@ def test_one_compilation_for_a_whole_run(setup):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"num_seeds": 3}, {"num_seeds": 2, "num_shards": 2}, {"algo": "sac"}],
+    [
+        {},
+        pytest.param({"num_seeds": 3}, marks=pytest.mark.slow),
+        {"num_seeds": 2, "num_shards": 2},
+        pytest.param({"algo": "sac"}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("program", [loop.train_chunk, loop.warm_up])
@@ -101,7 +106,7 @@ def test_without_a_warm_up_training_begins_with_a_chunk():
     assert np.isfinite(learning.loss).all() and state.replay.size > 0
 
 
-@pytest.mark.parametrize("algo", ["iq", "sac"])
+@pytest.mark.parametrize("algo", ["iq", pytest.param("sac", marks=pytest.mark.slow)])
 def test_a_step_size_that_decays_wholly_is_zero_after_the_last_update(algo):
     """Of the networks and of the temperature."""
     adapts = {} if algo == "sac" else {"target_entropy": 0.5}

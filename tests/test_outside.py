@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import sys
-import types
 from pathlib import Path
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
+from absl import flags
 
 from iqmjx import envs, evaluation, loop
 from iqmjx.commands import cli
@@ -383,7 +383,9 @@ def test_threads_are_given_where_mjx_may_run(
     monkeypatch.chdir(tmp_path)
     if saved:
         Path("config.json").write_text(json.dumps({"config": saved}))
-    told = {name: types.SimpleNamespace(value=value) for name, value in given.items()}
+    told = flags.FlagValues()
+    for name, value in given.items():
+        flags.DEFINE_string(name, value, "", flag_values=told)
     assert cli._may_run_mjx(told) == expected
 
 

@@ -87,6 +87,7 @@ def test_two_devices_learn_what_one_does(alone, tmp_path):
     assert_same_learning(folder, alone)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(alone, tmp_path, free_port):
     folder = tmp_path / "run"
     first, other = finish(*pair(free_port, *SETTINGS, "--logdir", folder))

@@ -118,8 +118,14 @@ def test_native_trajectory_equals_gymnasium(task):
     np.testing.assert_array_equal(found[2], terminated)
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("engine", ["warp", "mjx"])
+@pytest.mark.parametrize(
+    ("engine", "task"),
+    [
+        pytest.param(e, t, marks=[pytest.mark.slow] * ((e, t) == ("mjx", "humanoid")))
+        for e in ("warp", "mjx")
+        for t in TASKS
+    ],
+)
 def test_transitions_are_gymnasiums(engine, task):
     assert not excess(engine, task)
 

@@ -127,7 +127,7 @@ def test_a_report_of_what_there_is_says_what_is_missing_and_what_is_damaged(
         for variant in ("SAC", "IQ")
         for seed in (0, 7)
     )
-    experiment = Experiment("Of <ants>", ("SAC", "IQ"), runs)
+    experiment = Experiment("Of <ants>", ("SAC", "IQ"), runs, False, {}, {})
     written = report.write(folder, folder.parent / "report", experiment)
     text = (folder.parent / "report.md").read_text()
     assert text.startswith("# Of <ants>\n") and text == written.text
