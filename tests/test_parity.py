@@ -34,6 +34,17 @@ TOLERANCE_OF = {
     ("mjx", "halfcheetah"): TOLERANCE | {"qpos": 1e-4, "qvel": 4e-3},
 }
 TASKS = tuple(parity.TASKS)
+
+
+def pairs(*engines):
+    """Engines and tasks; MJX takes most of a minute to compile the humanoid."""
+    return [
+        pytest.param(e, t, marks=[pytest.mark.slow] * ((e, t) == ("mjx", "humanoid")))
+        for e in engines
+        for t in TASKS
+    ]
+
+
 TRAJECTORY_STEPS = 200
 
 
@@ -118,20 +129,12 @@ def test_native_trajectory_equals_gymnasium(task):
     np.testing.assert_array_equal(found[2], terminated)
 
 
-@pytest.mark.parametrize(
-    ("engine", "task"),
-    [
-        pytest.param(e, t, marks=[pytest.mark.slow] * ((e, t) == ("mjx", "humanoid")))
-        for e in ("warp", "mjx")
-        for t in TASKS
-    ],
-)
+@pytest.mark.parametrize(("engine", "task"), pairs("warp", "mjx"))
 def test_transitions_are_gymnasiums(engine, task):
     assert not excess(engine, task)
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("engine", ["native", "warp", "mjx"])
+@pytest.mark.parametrize(("engine", "task"), pairs("native", "warp", "mjx"))
 def test_first_observation_is_gymnasiums(engine, task):
     found, want = (
         transitions(engine, task, "").first_obs,

@@ -72,7 +72,8 @@ def test_every_shape_can_be_read():
     """One that cannot is not checked, and jaxtyping does not say so."""
     read = 0
     for info in pkgutil.walk_packages(iqmjx.__path__, "iqmjx."):
-        source = importlib.util.find_spec(info.name).loader.get_source(info.name)
+        found = info.module_finder.find_spec(info.name)  # imported or not
+        source = found.loader.get_source(info.name)
         for hint in shapes(ast.parse(source)):
             holder = types.SimpleNamespace(__annotations__={"it": hint})
             module = importlib.import_module(info.name)
