@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,7 @@ import numpy as np
 from absl import flags
 
 from iqmjx import command_line, envs, evaluation, strict_json
-from iqmjx.commands import cli
-from iqmjx.envs import physics as engines
+from iqmjx.commands import cli, playing
 from iqmjx.errors import UsageError
 from iqmjx.run import (
     gymnasium_play,
@@ -28,28 +26,11 @@ from iqmjx.settings import LARGEST_INT, refuse
 
 FLAGS = flags.FlagValues()
 POSITIONAL = "checkpoint"
-_CHECKPOINT = command_line.path(
-    FLAGS,
-    "checkpoint",
-    None,
-    "A run folder, its policy/ or best/, or one step in them.",
-)
-_SIM = flags.DEFINE_enum(
-    "sim",
-    None,
-    ["gymnasium", "auto", *engines.ENGINES],
-    "Where to play: Gymnasium's own environment (the default where there is one) or an "
-    "engine (else the run's).",
-    flag_values=FLAGS,
-)
+_CHECKPOINT = playing.checkpoint_flag(FLAGS)
+_SIM = playing.sim_flag(FLAGS)
 _EPISODES = command_line.integer(FLAGS, "episodes", 10, "Episodes to play.")
-_DETERMINISTIC = flags.DEFINE_bool(
-    "deterministic",
-    True,
-    "Act by the policy's mode; --nodeterministic samples.",
-    flag_values=FLAGS,
-)
-_SEED = command_line.integer(FLAGS, "seed", 0, "Seed of resets and of sampled actions.")
+_DETERMINISTIC = playing.deterministic_flag(FLAGS)
+_SEED = playing.seed_flag(FLAGS)
 _JSON = command_line.json(FLAGS)
 _VIDEO = command_line.path(
     FLAGS, "video", None, "Write the first episode to this file, .mp4 or .gif."
@@ -60,19 +41,14 @@ def main() -> None:
     """Runs the command."""
     with cli.user_errors():
         _check_flags()
-        with cli.of_flag("checkpoint"):
-            path = saved_policy.locate(Path(_CHECKPOINT.value or ""))
-            saved = saved_policy.load(path)
-        for problem in saved.unreadable:
-            print(f"warning: {problem}; playing an older one", file=sys.stderr)
-        twin = _twin(saved.config.env)
+        path, saved = playing.load(_CHECKPOINT.value or "", "playing")
+        sim, twin = playing.choose_sim(_SIM.value, saved)
         if _VIDEO.value:
             _check_video(saved.config.env)
-        sim = _SIM.value or ("gymnasium" if twin else saved.config.physics)
         if sim == "gymnasium":
             episodes, recorded = _play_in_gymnasium(saved, twin, path)
         else:
-            env = _on_engine(saved.config.env, sim)
+            env = playing.on_engine(saved.config.env, sim, _EPISODES.value)
             memory.check_episodes(env, _EPISODES.value)
             sim = env.physics.name
             episodes, recorded = _play_on_engine(saved, env, path)
@@ -157,25 +133,6 @@ def _check_video(name: str) -> None:
             f"--video: {name} brings its own engine, which cannot be drawn"
         )
     video.check("video", Path(_VIDEO.value or ""))
-
-
-def _twin(name: str) -> type[envs.Env] | None:
-    """The class of a task that Gymnasium has as well.
-
-    Raises:
-        UsageError: where it has not, and a flag asks for it.
-    """
-    task = gymnasium_play.twin(name)
-    if task is None and _SIM.value == "gymnasium":
-        raise UsageError(f"--sim gymnasium: Gymnasium has no environment for {name}")
-    return task
-
-
-def _on_engine(name: str, engine: str) -> envs.Task:
-    try:
-        return envs.make(name, engine, _EPISODES.value)
-    except UsageError as error:
-        raise UsageError(f"--sim {engine}: {error}") from error
 
 
 def _play_in_gymnasium(

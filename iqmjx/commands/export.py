@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from absl import flags
 
 from iqmjx import command_line
-from iqmjx.commands import cli
+from iqmjx.commands import cli, playing
 from iqmjx.errors import UsageError
 from iqmjx.export import checked, formats
-from iqmjx.run import saved_policy, trained_policy
+from iqmjx.run import trained_policy
 from iqmjx.settings import refuse
 
 FLAGS = flags.FlagValues()
 POSITIONAL = "checkpoint"
-_CHECKPOINT = command_line.path(
-    FLAGS,
-    "checkpoint",
-    None,
-    "A run folder, its policy/ or best/, or one step in them.",
-)
+_CHECKPOINT = playing.checkpoint_flag(FLAGS)
 _FORMAT = flags.DEFINE_enum(
     "format",
     "onnx",
@@ -46,12 +40,9 @@ def main() -> None:
         suffix = formats.FORMATS[_FORMAT.value].suffix
         if _OUT.value is not None and Path(_OUT.value).suffix != suffix:
             refuse("out", _OUT.value, f"give a file name ending in {suffix}")
+        _, saved = playing.load(_CHECKPOINT.value, "exporting")
         with cli.of_flag("checkpoint"):
-            path = saved_policy.locate(Path(_CHECKPOINT.value))
-            saved = saved_policy.load(path)
             policy = trained_policy.of(saved)
-        for problem in saved.unreadable:
-            print(f"warning: {problem}; exporting an older one", file=sys.stderr)
         out = Path(_OUT.value or f"{policy.env.replace(':', '.')}{suffix}")
         found = checked.export(policy, _FORMAT.value, out)
     print(

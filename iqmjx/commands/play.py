@@ -15,10 +15,9 @@ from typing import Any
 from absl import flags
 
 from iqmjx import command_line, envs
-from iqmjx.commands import cli
-from iqmjx.envs import physics as engines
+from iqmjx.commands import cli, playing
 from iqmjx.errors import UsageError
-from iqmjx.run import gymnasium_play, saved_policy, terminal, video
+from iqmjx.run import saved_policy, terminal, video
 from iqmjx.run.stage import InGymnasium, OnEngine, Stage
 from iqmjx.settings import LARGEST_INT, refuse
 
@@ -50,21 +49,9 @@ _SECONDS = flags.DEFINE_float(
     "Seconds of each checkpoint, in simulated time, in place of --episodes.",
     flag_values=FLAGS,
 )
-_SEED = command_line.integer(FLAGS, "seed", 0, "Seed of resets and of sampled actions.")
-_DETERMINISTIC = flags.DEFINE_bool(
-    "deterministic",
-    True,
-    "Act by the policy's mode; --nodeterministic samples.",
-    flag_values=FLAGS,
-)
-_SIM = flags.DEFINE_enum(
-    "sim",
-    None,
-    ["gymnasium", "auto", *engines.ENGINES],
-    "Where to play: Gymnasium's own environment (the default where there is one) or an "
-    "engine (else the run's).",
-    flag_values=FLAGS,
-)
+_SEED = playing.seed_flag(FLAGS)
+_DETERMINISTIC = playing.deterministic_flag(FLAGS)
+_SIM = playing.sim_flag(FLAGS)
 _WIDTH = command_line.integer(
     FLAGS,
     "width",
@@ -147,25 +134,15 @@ def _stage(given: str) -> Stage:
     Raises:
         UsageError: where there is none, or --sim or MuJoCo cannot play its task.
     """
-    with cli.of_flag("checkpoint"):
-        path = saved_policy.locate(Path(given).expanduser())
-        saved = saved_policy.load(path)
-    for problem in saved.unreadable:
-        print(f"warning: {problem}; playing an older one", file=sys.stderr)
-    name, env = saved_policy.title(path), saved.config.env
+    path, saved = playing.load(given, "playing")
+    name = saved_policy.title(path)
     choices = {"deterministic": _DETERMINISTIC.value, "seed": _SEED.value}
-    twin = gymnasium_play.twin(env)
-    sim = _SIM.value or ("gymnasium" if twin else saved.config.physics)
-    if sim == "gymnasium":
-        if twin is None:
-            raise UsageError(f"--sim gymnasium: Gymnasium has no environment for {env}")
+    sim, twin = playing.choose_sim(_SIM.value, saved)
+    if twin is not None and sim == "gymnasium":
         return InGymnasium(name, saved, twin, **choices)
-    try:
-        task = envs.make(env, sim)
-    except UsageError as error:
-        raise UsageError(f"--sim {sim}: {error}") from error
+    task = playing.on_engine(saved.config.env, sim, 1)
     if not isinstance(task, envs.Env):
-        raise UsageError(f"--checkpoint {given}: MuJoCo cannot show {env}")
+        raise UsageError(f"--checkpoint {given}: MuJoCo cannot show {saved.config.env}")
     return OnEngine(name, saved, task, **choices)
 
 

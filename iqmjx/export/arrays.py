@@ -43,7 +43,8 @@ def of(policy: TrainedPolicy) -> dict[str, np.ndarray]:
     acts: Any = policy.saved.policy
     actor = jax.tree.map(np.asarray, policy.saved.actor)
     arrays: dict[str, Any] = {"kind": _KINDS[kind]}
-    arrays |= _of_units(policy) | _of_observations(policy)
+    arrays |= {"action_center": policy.center, "action_scale": policy.scale}
+    arrays |= _of_observations(policy)
     if isinstance(acts, Autoregressive | Flow):
         arrays |= _of_layers(acts.network.network, actor.params.network)
         arrays |= _of_conditionals(actor.params)
@@ -61,13 +62,6 @@ def of(policy: TrainedPolicy) -> dict[str, np.ndarray]:
         scale = acts.advantage_scale / actor.temperature
         arrays |= {name: arrays[name] * scale for name in ("weight", "bias")}
     return {name: np.asarray(array) for name, array in arrays.items()}
-
-
-def _of_units(policy: TrainedPolicy) -> dict[str, Any]:
-    return {
-        "action_center": (policy.highest + policy.lowest) / 2,
-        "action_scale": (policy.highest - policy.lowest) / 2,
-    }
 
 
 def _of_observations(policy: TrainedPolicy) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def compare(policy: TrainedPolicy, exported: Acting) -> Difference:
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         obs = np.concatenate([_random(policy), _played(policy)])
         live, found = policy(obs), np.asarray(exported(obs))
-    apart = np.abs(found - live) / ((policy.highest - policy.lowest) / 2)
+    apart = np.abs(found - live) / policy.scale
     return Difference(
         observations=len(obs),
         share=float(np.mean(~(apart <= NEAR))),

@@ -5,7 +5,6 @@ To add one, write a class that is a `Format`, with a line in FORMATS.
 
 from __future__ import annotations
 
-import importlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 from jax import export as jax_export
 
-from iqmjx.errors import UsageError
+from iqmjx import registry
 from iqmjx.export import arrays, numpy_policy
 from iqmjx.run.trained_policy import TrainedPolicy
 
@@ -125,14 +124,5 @@ FORMATS: dict[str, Format] = {
 
 
 def _extra(name: str) -> Any:
-    """A module of the extra `export`.
-
-    Raises:
-        UsageError: where it is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"{name} is not installed: pip install 'iqmjx[export]'"
-        ) from error
+    """A module of the extra `export`, as `registry.package`."""
+    return registry.package(name, "iqmjx[export]")

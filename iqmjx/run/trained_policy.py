@@ -36,6 +36,16 @@ class TrainedPolicy:
     highest: Float[np.ndarray, " A"]
 
     @property
+    def center(self) -> Float[np.ndarray, " A"]:
+        """The action of control 0, in the task's own units."""
+        return (self.highest + self.lowest) / 2
+
+    @property
+    def scale(self) -> Float[np.ndarray, " A"]:
+        """How far from it the action of control 1 is."""
+        return (self.highest - self.lowest) / 2
+
+    @property
     def config(self) -> Config:
         """The settings of its run."""
         return self.saved.config
@@ -89,9 +99,8 @@ class TrainedPolicy:
         self, obs: Float[Array | np.ndarray, "B O"], key: PRNGKeyArray | None = None
     ) -> Float[Array, "B A"]:
         """What a call computes, for JAX to trace."""
-        center = (self.highest + self.lowest) / 2
-        scale = (self.highest - self.lowest) / 2
-        return _act(self.saved.policy, self.saved.actor, center, scale, obs, key)
+        saved = self.saved
+        return _act(saved.policy, saved.actor, self.center, self.scale, obs, key)
 
     def __repr__(self) -> str:
         return (

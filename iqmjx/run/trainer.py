@@ -255,9 +255,7 @@ class _Run:
             row["training/walltime"] = now - self._start
         self._write(rows)
         if learning is None:
-            self._progress.begin(
-                self.env_steps
-            )  # its speed tells nothing of training's
+            self._progress.begin(self.env_steps)  # the warm-up is faster
         else:
             self._progress.trained(self.env_steps, rows)
         self._keep_offenders(steps)
