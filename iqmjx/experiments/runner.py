@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -252,11 +251,10 @@ def _played(folder: Path, run: Run, training: Training) -> list[dict[str, Any]]:
         "variant": run.variant,
         "seed": run.seed,
         "command": " ".join(["python", *_command(training)]),
-        "commit": _commit(),
         "preset": saved.preset,
         "config": saved.config.flat(),
         "cpus": len(cpus()),
-        "versions": json.loads((folder / "config.json").read_text())["versions"],
+        **run_folder.made_by(folder),
         "date": time.strftime("%Y-%m-%d"),
     }
     end = curves.end(np.array(report["returns"], float), report.get("success"))
@@ -325,16 +323,3 @@ def _random(run: Run) -> list[dict[str, Any]]:
     if told is not None:
         success = evaluation.over(np.mean, np.asarray(told)[valid])
     return [head, curves.end(np.where(valid, episodes.returns, np.nan), success)]
-
-
-def _commit() -> str | None:
-    """The checkout's commit, marked where files differ; None outside a checkout."""
-    if shutil.which("git") is None:
-        return None
-    said = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    )
-    return said.stdout.strip() or None

@@ -17,10 +17,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import importlib.metadata
 import itertools
 import json
 import shlex
+import subprocess
 import time
 import zlib
 from collections.abc import Iterator
@@ -135,7 +137,7 @@ def create(folder: Path, resolved: Resolved) -> None:
 
 
 def save(folder: Path, resolved: Resolved) -> None:
-    """Writes config.json: each setting, where it came from, and the versions.
+    """Writes config.json: settings, where each came from, the commit, the versions.
 
     The folder is made where there is none.
     """
@@ -144,10 +146,41 @@ def save(folder: Path, resolved: Resolved) -> None:
         "config": saved_form(resolved.config),
         "preset": resolved.preset,
         "sources": resolved.sources,
+        "commit": _commit(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
     }
     content["digest"] = _digest(content)
     write_whole(folder / _FILE, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def made_by(folder: Path) -> dict[str, Any]:
+    """The commit and the versions that a run was last trained with.
+
+    The commit is null outside a checkout.
+    """
+    content = strict_json.loads((folder / _FILE).read_text())
+    return {"commit": content.get("commit"), "versions": content["versions"]}
+
+
+@functools.cache
+def _commit() -> str | None:
+    """The commit of the checkout that this code is from, marked where files differ.
+
+    None where there is no checkout: a repository around installed packages is not it.
+    """
+
+    def said(*arguments: str) -> str:
+        command = ["git", *arguments]
+        try:
+            done = subprocess.run(command, cwd=here, capture_output=True, text=True)
+        except OSError:  # no git
+            return ""
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    here = Path(__file__).parent
+    if not said("ls-files", Path(__file__).name):
+        return None
+    return said("describe", "--always", "--dirty", "--exclude=*") or None
 
 
 def write_whole(path: Path, data: bytes) -> None:
