@@ -16,6 +16,7 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
+import peer_rates
 from absl import app, flags
 
 from iqmjx import envs, presets
@@ -36,24 +37,14 @@ def main(_) -> None:
     # Not among iqmjx's requirements.
     import sbx  # pyright: ignore[reportMissingImports]
     from stable_baselines3.common import (  # pyright: ignore[reportMissingImports]
-        env_util,
         evaluation,
     )
 
     config = presets.resolve({"env": _ENV.value, "algo": "sac"}, "cpu").config
     task, seed = config.env, _SEED.value
     gymnasium_id = str(envs.REGISTRY[task].gymnasium_id)
-    model = sbx.SAC(
-        "MlpPolicy",
-        env_util.make_vec_env(gymnasium_id, n_envs=config.num_envs, seed=seed),
-        learning_rate=_RATE.value,
-        buffer_size=config.max_replay_size,
-        learning_starts=config.min_replay_size,
-        batch_size=config.batch_size,
-        gradient_steps=config.grad_updates_per_step,
-        policy_kwargs={"net_arch": [256, 256]},
-        seed=seed,
-    )
+    settings = config.flat() | {"seed": seed, "gymnasium_id": gymnasium_id}
+    model = peer_rates.sbx_model(sbx, settings, _RATE.value)
     env = gymnasium.make(gymnasium_id)
     env.reset(seed=seed)
     rows, returns, start = [], [], time.perf_counter()
