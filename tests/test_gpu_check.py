@@ -4,6 +4,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,25 @@ def test_a_stage_is_measured_once(tmp_path):
     assert "there already" not in call(*out).stdout
     again = json.loads((tmp_path / "ceilings.json").read_text())
     assert again["whole"] and again.keys() == result.keys()
+
+    changed = (tmp_path / "ceilings.json").read_text().replace(again["code"], "0" * 8)
+    (tmp_path / "ceilings.json").write_text(changed)  # of other code
+    assert "there already" not in call(*out).stdout
+
+
+def test_a_stage_depends_on_the_code_that_it_measures():
+    """And on no other: a result is kept until what it is of changes."""
+
+    def depends(stage, path):
+        patterns = gpu_stages.STAGES[stage].depends
+        return any(pathlib.Path(path) in pathlib.Path().glob(p) for p in patterns)
+
+    assert depends("run", "iqmjx/agents/iq.py") and depends("run", "envs/vector.py")
+    assert depends("worlds", "iqmjx/loop.py") and not depends("warp", "iqmjx/loop.py")
+    assert depends("warp", "envs/physics/warp.py")
+    assert not depends("updates", "envs/physics/warp.py")
+    for stage in gpu_stages.STAGES.values():
+        assert all(list(pathlib.Path().glob(p)) for p in stage.depends), stage.depends
 
 
 def test_scales_have_worlds_for_each_engine():
@@ -96,13 +116,7 @@ def test_every_stage(tmp_path):
         path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")
     }
     engines = {"warp", "mjx", "native"}
-    assert set(results) == engines | {
-        "ceilings",
-        "updates",
-        "replay",
-        "training",
-        "run",
-    }
+    assert set(results) == set(gpu_stages.STAGES)
     for engine in engines:
         rates = results[engine]["rates"]
         assert rates and all(row["env_steps_per_second"] > 0 for row in rates)
@@ -115,5 +129,28 @@ def test_every_stage(tmp_path):
     assert results["replay"]["ring_copies_in_the_chunk"] == []
     assert results["training"]["costliest"][0]["seconds"] > 0
     assert 0 < results["training"]["efficiency"] < 2
-    assert results["run"]["curve"][-1]["env_steps"] >= 512
-    assert results["run"]["score"]["sim"] == "native"
+    for name in (name for name in results if name.startswith("run")):
+        assert results[name]["curve"][-1]["env_steps"] >= 512
+        assert results[name]["score"]["sim"] == "native"
+    assert [row["num_envs"] for row in results["worlds"]["rates"]] == [16, 32]
+    assert [row["batch_size"] for row in results["worlds"]["rates"]] == [64, 128]
+    assert [row["num_seeds"] for row in results["seeds"]["rates"]] == [4, 16]
+    assert results["tasks"]["rates"][0]["env"] == "halfcheetah"
+
+
+@pytest.mark.slow
+def test_a_stage_at_its_limit_saves_its_run_and_is_resumed(tmp_path):
+    command = [*COMMAND, "--out", str(tmp_path), "--env", "hopper", "--stages"]
+    process = subprocess.Popen([*command, "run,ceilings"], stdout=subprocess.DEVNULL)
+    checkpoints = "run-*/checkpoints/*/commit_success.txt"
+    for _ in range(3000):
+        if list(tmp_path.glob("run-*/metrics.jsonl")):
+            break
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(120)
+    assert list(tmp_path.glob(checkpoints))
+    assert not json.loads((tmp_path / "run.json").read_text())["whole"]
+    said = subprocess.run([*command, "run"], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert "--resume" in json.loads((tmp_path / "run.json").read_text())["command"]

@@ -46,6 +46,20 @@ def config(check: Check, **changes: Any) -> Config:
     return presets.resolve(given, "gpu").config
 
 
+def changed(check: Check, changes: dict[str, Any]) -> dict[str, Any]:
+    """Settings, of changes of the `gpu` preset.
+
+    `worlds` is how many times its worlds are taken, and its batch, so that each env
+    step is learned from as often; all others are settings already.
+    """
+    settings = dict(changes)
+    if factor := settings.pop("worlds", None):
+        preset = config(check)
+        settings["num_envs"] = int(preset.num_envs * factor)
+        settings["batch_size"] = int(preset.batch_size * factor)
+    return settings
+
+
 def setup(check: Check, **changes: Any) -> loop.Setup:
     """What a run of `config` is built from."""
     return loop.make_setup(config(check, **changes))

@@ -32,6 +32,7 @@ class Check:
     env: str
     scale: Scale
     out: Path  # where results go
+    code: str = ""  # a checksum of what the stage's result depends on
 
 
 SCALES = {
@@ -43,7 +44,7 @@ SCALES = {
         batches=(256, 1024, 8192, 32768),
         updates=32,
         rounds=3,
-        settings={"num_evals": 7, "num_checkpoints": 1},
+        settings={"num_evals": 3, "num_checkpoints": 1},
     ),
     "smoke": Scale(
         copy_bytes=2**22,
