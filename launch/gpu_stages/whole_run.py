@@ -37,6 +37,8 @@ def measure(name: str, changes: dict[str, Any], check: Check) -> Results:
     signal.signal(signal.SIGTERM, lambda *_: None)
     done = subprocess.run(train).returncode == 0
     rows = metrics.read(folder)
+    if not rows:
+        raise RunError(f"{folder}: the run ended before its first evaluation")
     result = {
         "command": " ".join(["python", *train[1:]]),
         "seconds": time.perf_counter() - start,
