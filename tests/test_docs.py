@@ -18,11 +18,22 @@ from iqmjx.__main__ import COMMANDS
 from tests import test_cli
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "checkpoints/README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-ELSEWHERE = ("python3 -m venv", "pip install", "sbatch", "kubectl", "apt ")
-"""Installations and clusters, which have tests of their own."""
+ELSEWHERE = (
+    "python3 -m venv",
+    "pip install",
+    "sbatch",
+    "kubectl",
+    "apt ",
+    "tensorboard ",
+)
+"""Installations and clusters, which have tests of their own, and a server."""
 TRAINING = 100.0
 """Seconds after which a training is stopped, if it lasts that long."""
 
