@@ -99,6 +99,7 @@ HAND = {"noise_hold_steps": 32, "max_replay_size": 2**17}
             {"batch_size": 8192, "average_rate": 1e-3, "value_scale": 30.0},
         ),
         ({"env": "pensparse", "algo": "m_iq"}, "gpu", {"value_scale": 1.0}),
+        ({"env": "hammer", "algo": "m_iq"}, "cpu", {"value_scale": 300.0}),
         ({"env": "door-v1", "algo": "sac"}, "cpu", {"noise_hold_steps": 32}),
         ({"env": "pensparse"}, "gpu", {"noise_hold_steps": 32}),
         ({"env": "ant"}, "cpu", {"noise_hold_steps": 1}),
