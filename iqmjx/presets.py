@@ -245,11 +245,11 @@ _ALGORITHMS = (
         algo=("pcl", "trust_pcl"),
         settings={"residual": True, "temperature": 1e-4, "target_entropy": 0.0},
     ),
-    # What the hand is there for is paid ten times what the five tasks pay for a step:
-    # so much larger is all that has the rewards' unit.
+    # A held pen and a nail driven in are paid ten times what the five tasks pay for a
+    # step: so much larger is all that has the rewards' unit.
     Layer(
         preset=("cpu", "gpu"),
-        task=("door", "hammer", "pen", "relocate"),
+        task=("hammer", "pen"),
         algo=("m_iq",),
         settings={"value_scale": 300.0, "advantage_scale": 10.0, "temperature": 1.0},
     ),
