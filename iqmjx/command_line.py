@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -137,6 +137,18 @@ def _named_algorithm(arguments: Sequence[str]) -> str:
 def fields(own: flags.FlagValues) -> _Fields:
     """The settings of a run that are among the flags, by name."""
     return _settings.get(own, {})
+
+
+def arguments(values: Mapping[str, Any]) -> list[str]:
+    """Settings as the words of a command line that gives them."""
+    words: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no'}{name}")
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            words += [f"--{name}", str(text)]
+    return words
 
 
 def given_settings(own: flags.FlagValues) -> dict[str, Any]:

@@ -45,10 +45,9 @@ _ROUNDS = command_line.integer(FLAGS, "rounds", 3, "Times that each trains.")
 _OUT = command_line.path(
     FLAGS, "out", "checkpoints/peers", "The environment and the results."
 )
-LOCOMOTION = ("hopper", "walker2d", "halfcheetah", "ant", "humanoid")
+_GYMNASIUM = ("hopper", "walker2d", "halfcheetah", "ant", "humanoid")
 _ROOT = Path(__file__).parents[1]
 _SETTINGS = (
-    "env",
     "num_envs",
     "batch_size",
     "grad_updates_per_step",
@@ -136,8 +135,8 @@ def main() -> None:
 
 def _check_flags() -> None:
     source = _ENV.value.partition(":")[0]
-    if not (source in ("brax", "playground") or _ENV.value in LOCOMOTION):
-        fix = f"give {', '.join(LOCOMOTION)}, brax:NAME or playground:NAME"
+    if not (source in ("brax", "playground") or _ENV.value in _GYMNASIUM):
+        fix = f"give {', '.join(_GYMNASIUM)}, brax:NAME or playground:NAME"
         raise UsageError(f"--env {_ENV.value}: {fix}")
     if _ROUNDS.value < 1:
         raise UsageError(f"--rounds {_ROUNDS.value}: give 1 or more")

@@ -19,13 +19,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import flags
 
-from iqmjx import command_line, evaluation
+from iqmjx import command_line
 from iqmjx.commands import cli
 from iqmjx.errors import UsageError
-from iqmjx.run import gymnasium_play, metrics, run_folder, saved_policy, trained_policy
+from iqmjx.experiments import runner
+from iqmjx.run import gymnasium_play, metrics, run_folder, saved_policy
 
 FLAGS = flags.FlagValues()
 _RUN = command_line.path(FLAGS, "run", None, "As evaluate's --checkpoint.")
@@ -36,7 +36,7 @@ _TABLE = (
     "| policy | task | return | success | env steps | minutes | command |\n"
     "|---|---|---|---|---|---|---|\n"
 )
-_SEED = 0
+_TOLD = ("env", "episodes", "mean", "std", "success")
 
 
 def main() -> None:
@@ -52,9 +52,10 @@ def main() -> None:
             card = _card(found, saved)
     kept = found if found.name.isdecimal() else found / str(saved.env_steps)
     out = Path(_OUT.value)
-    shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(out / saved_policy.NEWEST, ignore_errors=True)
     shutil.copytree(kept, out / saved_policy.NEWEST / str(saved.env_steps))
-    card |= {"evaluation": scores(out, _EPISODES.value)}
+    with cli.run_errors():
+        card |= {"evaluation": scores(out, _EPISODES.value)}
     (out / CARD).write_text(json.dumps(card, indent=2) + "\n")
     write_table(out.parent)
     print((out / CARD).read_text(), end="")
@@ -67,27 +68,8 @@ def scores(policy: Path, episodes: int) -> dict[str, Any]:
         policy: as `saved_policy.locate` takes it.
         episodes: how many to play.
     """
-    saved = saved_policy.load(saved_policy.locate(policy))
-    task = gymnasium_play.twin(saved.config.env)
-    assert task is not None
-    env = gymnasium_play.make(task, max_episode_steps=saved.config.episode_length)
-    played = gymnasium_play.play(
-        env,
-        trained_policy.of(saved),
-        episodes=episodes,
-        deterministic=True,
-        seed=_SEED,
-    )
-    valid = np.asarray(played.valid)
-    told = {
-        "env": task.gymnasium_id,
-        "episodes": int(valid.sum()),
-        "mean": evaluation.over(np.mean, np.asarray(played.returns)[valid]),
-        "std": evaluation.over(np.std, np.asarray(played.returns)[valid]),
-    }
-    if played.succeeded is not None:
-        told["success"] = evaluation.over(np.mean, np.asarray(played.succeeded)[valid])
-    return told
+    told = runner.play(policy, episodes)
+    return {name: told[name] for name in _TOLD if name in told}
 
 
 def write_table(folder: Path) -> None:
@@ -100,7 +82,7 @@ def write_table(folder: Path) -> None:
 
 def _card(found: Path, saved: saved_policy.SavedPolicy) -> dict[str, Any]:
     """What is known of a policy's run."""
-    run = (found.parent if found.name.isdecimal() else found).parent
+    run = saved_policy.run_of(found)
     walltimes = [
         row.get("training/walltime", 0.0)
         for row in metrics.read(run)
@@ -117,19 +99,13 @@ def _card(found: Path, saved: saved_policy.SavedPolicy) -> dict[str, Any]:
 def _command(run: Path) -> str:
     """The command that began a run: its preset, and the flags that were given."""
     resolved = run_folder.load(run)
-    words = ["iqmjx train", f"--preset {resolved.preset}"]
-    values = resolved.config.flat()
-    for name, source in resolved.sources.items():
-        value = values[name]
-        if not source.startswith("flag"):
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{'' if value else 'no'}{name}")
-        elif isinstance(value, tuple):
-            words.append(f"--{name} {','.join(map(str, value))}")
-        else:
-            words.append(f"--{name} {value}")
-    return " ".join(words)
+    given = {
+        name: value
+        for name, value in resolved.config.flat().items()
+        if resolved.sources[name].startswith("flag")
+    }
+    words = ["iqmjx train", "--preset", resolved.preset]
+    return " ".join(words + command_line.arguments(given))
 
 
 def _row(path: Path) -> str:

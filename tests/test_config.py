@@ -4,9 +4,10 @@ import re
 
 import pytest
 
-from iqmjx import agents, envs, presets
+from iqmjx import agents, command_line, envs, presets
 from iqmjx.agents import iq
 from iqmjx.config import Config, own_fields, setting_fields
+from iqmjx.experiments import plan
 from iqmjx.settings import check, setting
 
 ALGORITHMS = tuple(agents.ALGORITHMS)
@@ -421,3 +422,11 @@ def test_the_warm_up_and_chunks_cover_the_timesteps(
     assert config.total_env_steps == total
     assert config.env_steps_after(2) == 8 * warm_up_steps + 2 * 128
     assert config.num_updates == chunks * 16 * 3  # none in the warm-up
+
+
+@pytest.mark.parametrize("algo", ["iq", "m_iq", "sac"])
+def test_settings_given_as_arguments_are_the_same_settings(algo):
+    """Switches, lists and numbers, those that differ from the preset's among them."""
+    given = {"env": "hopper", "algo": algo, "layer_norm": False, "loggers": ()}
+    flat = presets.resolve(given | {"hidden_sizes": (32, 16)}, "cpu").config.flat()
+    assert plan.settings(command_line.arguments(flat)).config.flat() == flat

@@ -62,6 +62,9 @@ def test_a_stage_depends_on_the_code_that_it_measures():
     assert depends("worlds", "iqmjx/loop.py") and not depends("warp", "iqmjx/loop.py")
     assert depends("warp", "envs/physics/warp.py")
     assert not depends("updates", "envs/physics/warp.py")
+    assert depends("seeds", "iqmjx/run/throughput.py")
+    assert depends("warp", "launch/gpu_stages/without_jax.py")
+    assert depends("training", "launch/gpu_stages/profile.py")
     for stage in gpu_stages.STAGES.values():
         assert all(list(pathlib.Path().glob(p)) for p in stage.depends), stage.depends
 

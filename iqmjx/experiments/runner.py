@@ -245,7 +245,7 @@ def _await_others(
 def _played(folder: Path, run: Run, training: Training) -> list[dict[str, Any]]:
     """The curve of a run that is trained, with the score of its policy."""
     saved, rows = run_folder.load(folder), metrics.read(folder)
-    report = _play(folder, run)
+    report = play(folder, run.episodes)
     head = {
         "task": run.task,
         "variant": run.variant,
@@ -299,11 +299,15 @@ def _run(command: Sequence[str], log: IO[str], go_on: Callable[[], bool]) -> int
         _under_way.discard(process)
 
 
-def _play(folder: Path, run: Run) -> dict[str, Any]:
-    """What iqmjx.evaluate says of a run's policy in Gymnasium."""
-    play = ["-m", "iqmjx.evaluate", "--checkpoint", str(folder), "--json"]
-    play += ["--sim", "gymnasium", "--episodes", str(run.episodes)]
-    done = subprocess.run([sys.executable, *play], capture_output=True, text=True)
+def play(folder: Path, episodes: int) -> dict[str, Any]:
+    """What iqmjx.evaluate says of a run's policy in Gymnasium.
+
+    Raises:
+        RunError: where it says nothing, with its own line.
+    """
+    command = ["-m", "iqmjx.evaluate", "--checkpoint", str(folder), "--json"]
+    command += ["--sim", "gymnasium", "--episodes", str(episodes)]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
     if done.returncode:
         raise RunError(f"{folder}: {done.stderr.strip() or done.returncode}")
     return json.loads(done.stdout)

@@ -145,8 +145,8 @@ def locate(path: Path) -> Path:
         UsageError: where the path is none of these.
     """
     path = path.absolute()
-    step = path.parent if path.name.isdigit() else path
-    if step.name in (NEWEST, BEST) and step.is_dir():
+    kind = _kind(path)
+    if kind.name in (NEWEST, BEST) and kind.is_dir():
         return path
     if (path / NEWEST).is_dir():
         return path / NEWEST
@@ -162,14 +162,23 @@ def locate(path: Path) -> Path:
     )
 
 
+def run_of(path: Path) -> Path:
+    """The run folder of the policies that `locate` found."""
+    return _kind(path).parent
+
+
 def title(path: Path) -> str:
     """A name for the policies in a folder that `locate` found: their run's folder.
 
     Those in best/ say so.
     """
-    kind = path.parent if path.name.isdigit() else path
-    run = kind.parent.name
-    return run if kind.name == NEWEST else f"{run}/{kind.name}"
+    run, kind = run_of(path).name, _kind(path).name
+    return run if kind == NEWEST else f"{run}/{kind}"
+
+
+def _kind(path: Path) -> Path:
+    """The policy/ or best/ that a path is, or is a step in."""
+    return path.parent if path.name.isdigit() else path
 
 
 def _load_step(path: Path) -> SavedPolicy:

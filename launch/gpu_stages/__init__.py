@@ -36,6 +36,7 @@ _ALL = (
     "iqmjx/loop.py",
     "iqmjx/parallel.py",
 )
+_TIMED = ("iqmjx/run/throughput.py",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +66,12 @@ def _stage(
     seconds: int,
     depends: tuple[str, ...],
 ) -> Stage:
-    own = f"launch/gpu_stages/{measure.__module__.rpartition('.')[2]}.py"
     bound = functools.partial(measure, *given) if given else measure
-    return Stage(bound, seconds, (own, *depends))
+    return Stage(bound, seconds, (_file(measure.__module__), _file("common"), *depends))
+
+
+def _file(module: str) -> str:
+    return f"launch/gpu_stages/{module.rpartition('.')[2]}.py"
 
 
 def _run(name: str, seconds: int, **changes: Any) -> Stage:
@@ -75,20 +79,27 @@ def _run(name: str, seconds: int, **changes: Any) -> Stage:
 
 
 def _steps(*changes: dict[str, Any], seconds: int) -> Stage:
-    return _stage(whole_steps.measure, changes, seconds=seconds, depends=_ALL)
+    return _stage(whole_steps.measure, changes, seconds=seconds, depends=_ALL + _TIMED)
 
 
 STAGES: dict[str, Stage] = {
     "run": _run("run", 520),
-    "training": _stage(training.measure, seconds=240, depends=_ALL),
-    "updates": _stage(updates.measure, seconds=300, depends=_LEARNING),
+    "training": _stage(
+        training.measure, seconds=240, depends=(*_ALL, *_TIMED, _file("profile"))
+    ),
+    "updates": _stage(updates.measure, seconds=300, depends=_LEARNING + _TIMED),
     "worlds": _steps({"worlds": 2}, {"worlds": 4}, seconds=300),
     "run_twice_the_worlds": _run("run_twice_the_worlds", 520, worlds=2),
     "run_four_times_the_worlds": _run("run_four_times_the_worlds", 520, worlds=4),
     "seeds": _steps(
         {"num_seeds": 4, "worlds": 0.25}, {"num_seeds": 16, "worlds": 0.25}, seconds=300
     ),
-    "warp": _stage(physics.measure, "warp", seconds=300, depends=_PHYSICS),
+    "warp": _stage(
+        physics.measure,
+        "warp",
+        seconds=300,
+        depends=(*_PHYSICS, *_TIMED, _file("without_jax")),
+    ),
     "run_door": _run("run_door", 520, env="door"),
     "run_pen": _run("run_pen", 520, env="pen"),
     "tasks": _steps(
@@ -96,7 +107,7 @@ STAGES: dict[str, Stage] = {
     ),
     "replay": _stage(replay.measure, seconds=120, depends=_LEARNING),
     "ceilings": _stage(ceilings.measure, seconds=120, depends=()),
-    "native": _stage(physics.measure, "native", seconds=120, depends=_PHYSICS),
-    "mjx": _stage(physics.measure, "mjx", seconds=400, depends=_PHYSICS),
+    "native": _stage(physics.measure, "native", seconds=120, depends=_PHYSICS + _TIMED),
+    "mjx": _stage(physics.measure, "mjx", seconds=400, depends=_PHYSICS + _TIMED),
 }
 """By name, in the order in which they run: what matters most comes first."""

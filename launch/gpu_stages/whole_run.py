@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from iqmjx import command_line
 from iqmjx.errors import RunError
 from iqmjx.run import metrics, run_folder
 
@@ -61,8 +62,5 @@ def _train_command(check: Check, folder: Path, changes: dict[str, Any]) -> list[
     if (folder / "config.json").exists():
         return [*train, "--resume"]
     settings = {"env": check.env} | check.scale.settings
-    train += ["--preset", "gpu"]
-    for name, value in (settings | common.changed(check, changes)).items():
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        train += [f"--{name}", str(text)]
-    return train
+    settings |= common.changed(check, changes)
+    return [*train, "--preset", "gpu", *command_line.arguments(settings)]
